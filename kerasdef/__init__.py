@@ -1,0 +1,31 @@
+"""kerasdef: adversarial robustness for Keras.
+
+Public names load on first use, so `import kerasdef` does not import TensorFlow.
+"""
+
+import importlib
+
+from kerasdef._version import __version__ as __version__
+
+_PUBLIC = {
+    "load_dataset": "kerasdef.datasets",
+    "Dataset": "kerasdef.datasets",
+    "Report": "kerasdef.evaluation.report",
+    "train_mia": "kerasdef.recipes.mia:train",
+}
+_PACKAGES = ("attacks", "datasets", "defenses", "evaluation", "networks", "norms", "losses", "recipes", "testing")
+
+__all__ = sorted(["__version__", *_PUBLIC, *_PACKAGES])
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        module, _, attribute = _PUBLIC[name].partition(":")
+        return getattr(importlib.import_module(module), attribute or name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"kerasdef.{name}")
+    raise AttributeError(f"module 'kerasdef' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

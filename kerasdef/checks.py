@@ -1,0 +1,153 @@
+"""Validators with one wording: what is wanted, and the value received.
+
+Every public entry point calls these before work starts. They raise `ValueError` in Keras' wording:
+"`steps` must be a positive integer. Received: steps=0."
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+TOLERANCE = 1e-6  # float32 noise of a min-max scaling: accepted and clipped, not an error
+
+
+def positive_int(name: str, value) -> int:
+    """Return `value` as an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    return int(value)
+
+
+def non_negative_int(name: str, value) -> int:
+    """Return `value` as an int of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"`{name}` must be an integer of at least 0. Received: {name}={value!r}")
+    return int(value)
+
+
+def real(name: str, value, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> float:
+    """Return `value` as a finite float in `[low, high]` (`(low, high]` with `open_low`)."""
+    good = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not low <= value <= high or (open_low and value == low):
+        above = f"above {low:g}" if open_low else f"of at least {low:g}"
+        span = above if high == math.inf else f"{above} and at most {high:g}"
+        span = "a finite number" if low == -math.inf and high == math.inf else f"a finite number {span}"
+        raise ValueError(f"`{name}` must be {span}. Received: {name}={value!r}")
+    return float(value)
+
+
+def radius(name: str, value) -> float | tuple[float, ...]:
+    """Return a radius: a float of at least 0, or a tuple of them (one per sample)."""
+    if isinstance(value, numbers.Real):
+        return real(name, value, low=0.0)
+    values = np.asarray(value, dtype="float64")
+    if values.ndim != 1 or values.size == 0 or not np.all(np.isfinite(values)) or np.any(values < 0):
+        raise ValueError(
+            f"`{name}` must be a number of at least 0 or an array of them of shape (n,). Received: {name}={value!r}"
+        )
+    return tuple(values.tolist())
+
+
+def bounds(value) -> tuple[float, float]:
+    """Return `(low, high)` with low below high, both finite."""
+    good = isinstance(value, Sequence) and len(value) == 2
+    if not good or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in value) or value[0] >= value[1]:
+        raise ValueError(f"`bounds` must be a pair (low, high) with low < high. Received: bounds={value!r}")
+    return float(value[0]), float(value[1])
+
+
+def one_of(name: str, value, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`; the error names the nearest right one."""
+    choices = list(choices)
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"`{name}` must be one of {', '.join(choices)}. Received: {name}={value!r}.{hint}")
+
+
+def images(name: str, x, *, limits: tuple[float, float] = (0.0, 1.0), shape: tuple | None = None) -> np.ndarray:
+    """Return `x` as float32 inside `limits`.
+
+    uint8 is scaled by the range of its type (255) when `limits` is (0, 1). Values outside the limits by no more
+    than 1e-6 are clipped; anything further out, NaN, an empty array or another dtype is an error.
+
+    Args:
+        name: What to call the array in an error.
+        x: Array of shape (n, ...).
+        limits: `(low, high)` of a valid input.
+        shape: Shape of one sample that is expected, or None.
+    """
+    x = np.asarray(x)
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(f"`{name}` must be a non-empty array of shape (n, ...). Received: shape={x.shape}")
+    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+        raise ValueError(f"`{name}` must hold samples of shape {tuple(shape)}. Received: shape={x.shape}")
+    if x.dtype == np.uint8 and limits == (0.0, 1.0):
+        return x.astype("float32") / np.float32(255)
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(
+            f"`{name}` must be floating point in [{limits[0]:g}, {limits[1]:g}], or uint8 images for [0, 1]. "
+            f"Received: dtype={x.dtype}"
+        )
+    low, high = float(x.min()), float(x.max())  # NaN survives min and max
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"`{name}` must be finite. Received: {int(np.sum(~np.isfinite(x)))} values NaN or infinite")
+    if low < limits[0] - TOLERANCE or high > limits[1] + TOLERANCE:
+        raise ValueError(
+            f"`{name}` must lie in the bounds [{limits[0]:g}, {limits[1]:g}]. "
+            f"Received: minimum={low:.6g}, maximum={high:.6g}"
+        )
+    if low < limits[0] or high > limits[1]:
+        x = np.clip(x, *limits)
+    return x.astype("float32", copy=False)
+
+
+def labels(name: str, y, *, n: int | None = None, classes: int | None = None) -> np.ndarray:
+    """Return `y` as int64 class indices of shape (n,).
+
+    Args:
+        name: What to call the array in an error.
+        y: Array of shape (n,) or (n, 1), integers.
+        n: Number of labels that is expected, or None.
+        classes: Labels must be below this, or None.
+    """
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise ValueError(f"`{name}` must be class indices of shape (n,). Received: shape={y.shape}")
+    whole = np.issubdtype(y.dtype, np.integer) or (np.issubdtype(y.dtype, np.floating) and np.all(y == np.floor(y)))
+    if not whole:
+        raise ValueError(f"`{name}` must be integers (class indices). Received: dtype={y.dtype}")
+    if n is not None and len(y) != n:
+        raise ValueError(f"`{name}` must have one label for each of the {n} samples. Received: {len(y)} labels")
+    if len(y) and (y.min() < 0 or (classes is not None and y.max() >= classes)):
+        top = f" and below {classes}" if classes is not None else ""
+        raise ValueError(
+            f"`{name}` must be at least 0{top}. Received: minimum={int(y.min())}, maximum={int(y.max())}"
+        )
+    return y.astype("int64")
+
+
+def several_classes(name: str, y: np.ndarray) -> None:
+    """Raise unless `y` holds at least two classes."""
+    found = np.unique(y)
+    if len(found) < 2:
+        raise ValueError(f"`{name}` must hold at least two classes. Received: only class {found.tolist()}")
+
+
+def growing_shares(name: str, value) -> tuple[float, ...]:
+    """Return shares of adversarial samples: each in (0, 1), each above the one before."""
+    try:
+        shares = tuple(float(v) for v in value)
+    except (TypeError, ValueError):
+        shares = ()
+    if not shares or not all(0 < s < 1 for s in shares) or any(b <= a for a, b in zip(shares, shares[1:])):
+        raise ValueError(f"`{name}` must be shares that grow, each above 0 and below 1. Received: {name}={value!r}")
+    return shares
