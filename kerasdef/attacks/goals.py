@@ -1,0 +1,73 @@
+"""What an attacker wants: another class, a chosen class, or any class that is neither the true one nor "adversarial".
+
+A goal says how a loss is climbed (`value`) and when the attacker has won (`reached`), from logits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from keras import ops
+
+from kerasdef import checks, losses
+
+
+@dataclass(frozen=True)
+class Goal(ABC):
+    """What the attacker wants of a sample with label y."""
+
+    @abstractmethod
+    def value(self, loss, logits, y):
+        """Value of shape (n,) that the attacker raises; `loss` maps (logits, labels) to (n,)."""
+
+    def reached(self, logits, y):
+        """Booleans of shape (n,): the attacker has what he wants."""
+        return self.value(losses.margin, logits, y) > 0
+
+
+@dataclass(frozen=True)
+class Misclassify(Goal):
+    """Any class but y (untargeted)."""
+
+    def value(self, loss, logits, y):
+        """The loss of the true class."""
+        return loss(logits, y)
+
+
+@dataclass(frozen=True)
+class Hit(Goal):
+    """The class y, which is a target here."""
+
+    def value(self, loss, logits, y):
+        """Minus the loss of the target class."""
+        return -loss(logits, y)
+
+
+@dataclass(frozen=True)
+class Evade(Goal):
+    """Any class that is neither y nor the class of rejected inputs.
+
+    Both unwanted classes count as one, with the larger of their logits for the margin and their joint probability
+    for the cross-entropy.
+
+    Args:
+        reject: Index of the class that stands for "adversarial".
+    """
+
+    reject: int
+
+    def __post_init__(self):
+        checks.non_negative_int("reject", self.reject)
+
+    def value(self, loss, logits, y):
+        """The loss of the two unwanted classes, merged into column y."""
+        k = logits.shape[-1]
+        true, rejected = losses.pick(logits, y), logits[..., self.reject]
+        if loss is losses.margin:
+            merged = ops.maximum(true, rejected)
+        else:
+            merged = ops.logaddexp(true, rejected)
+        at_y = ops.one_hot(ops.cast(y, "int32"), k, dtype=logits.dtype)
+        far = ops.one_hot(ops.full_like(ops.cast(y, "int32"), self.reject), k, dtype=logits.dtype) * losses.FAR
+        return loss(logits * (1.0 - at_y) + ops.expand_dims(merged, -1) * at_y - far, y)

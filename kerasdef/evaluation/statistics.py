@@ -1,0 +1,118 @@
+"""Intervals, paired tests and detector curves: small functions of numpy arrays."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
+
+from kerasdef import checks
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a share.
+
+    Args:
+        successes: How many of the `n` trials succeeded, in `[0, n]`.
+        n: Number of independent trials; 0 gives `(nan, nan)`.
+        level: Confidence level, in `(0, 1)`.
+
+    Returns:
+        `(low, high)`, both in `[0, 1]`.
+
+    Raises:
+        ValueError: for counts below 0, more successes than trials, or a level outside `(0, 1)`.
+
+    Example:
+    >>> [round(v, 4) for v in wilson(8, 10)]
+    [0.4902, 0.9433]
+
+    References: Wilson, 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    n = checks.non_negative_int("n", n)
+    successes = checks.non_negative_int("successes", successes)
+    if successes > n:
+        raise ValueError(f"`successes` must be at most n={n}. Received: successes={successes}")
+    if not 0 < level < 1:
+        raise ValueError(f"`level` must be above 0 and below 1. Received: level={level!r}")
+    if n == 0:
+        return math.nan, math.nan
+    found = binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Exact McNemar test: are two models right equally often on the same images?
+
+    Under the hypothesis of no difference, each image on which exactly one model is right is a fair coin toss,
+    so the two-sided binomial test of these discordant images is exact.
+
+    Args:
+        a: Boolean array of shape (n,), whether the first model was right.
+        b: Boolean array of shape (n,), the same for the second model on the same images.
+
+    Returns:
+        `n`, `a_only` and `b_only` (images on which only one was right), `p_value` (1 without discordant
+        images) and `difference`, the share right of `a` minus that of `b`.
+
+    References: McNemar, 1947, "Note on the sampling error of the difference between correlated proportions".
+    """
+    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if a.ndim != 1 or a.shape != b.shape or len(a) == 0:
+        raise ValueError(
+            f"`a` and `b` must be non-empty, both of shape (n,). Received: {a.shape} and {b.shape}"
+        )
+    a_only, b_only = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    p_value = float(binomtest(a_only, a_only + b_only).pvalue) if a_only + b_only else 1.0
+    difference = (a_only - b_only) / len(a)
+    return {"n": len(a), "a_only": a_only, "b_only": b_only, "p_value": p_value, "difference": difference}
+
+
+def threshold_at_fpr(clean_scores: np.ndarray, fpr: float) -> float:
+    """Lowest threshold that at most a share `fpr` of the clean scores exceeds (`-inf` if all may).
+
+    Args:
+        clean_scores: Finite scores of clean images, shape (n,), higher means more adversarial.
+        fpr: Wanted false positive rate, in `[0, 1]`.
+    """
+    clean = _scores("clean_scores", clean_scores)
+    fpr = checks.real("fpr", fpr, low=0.0, high=1.0)
+    allowed = math.floor(fpr * len(clean) + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    return -math.inf if allowed >= len(clean) else float(np.sort(clean)[::-1][allowed])
+
+
+def tpr_at_fpr(clean_scores: np.ndarray, adv_scores: np.ndarray, fpr: float) -> float:
+    """Share of adversarial images found while at most a share `fpr` of the clean ones is flagged.
+
+    An image is flagged when its score is strictly above `threshold_at_fpr`, so ties never exceed `fpr`.
+
+    Args:
+        clean_scores: Finite scores of clean images, shape (n,), higher means more adversarial.
+        adv_scores: Finite scores of adversarial images, shape (m,).
+        fpr: Wanted false positive rate, in `[0, 1]`.
+    """
+    return float(np.mean(_scores("adv_scores", adv_scores) > threshold_at_fpr(clean_scores, fpr)))
+
+
+def auroc(clean_scores: np.ndarray, adv_scores: np.ndarray) -> float:
+    """Probability that an adversarial image scores above a clean one, ties counted half.
+
+    Args:
+        clean_scores: Finite scores of clean images, shape (n,).
+        adv_scores: Finite scores of adversarial images, shape (m,).
+    """
+    clean, adv = _scores("clean_scores", clean_scores), _scores("adv_scores", adv_scores)
+    return float(roc_auc_score(np.repeat([0, 1], [len(clean), len(adv)]), np.concatenate([clean, adv])))
+
+
+def _scores(name: str, values) -> np.ndarray:
+    values = np.asarray(values, dtype="float64")
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"`{name}` must be a non-empty array of shape (n,). Received: shape={values.shape}")
+    if not np.all(np.isfinite(values)):
+        raise ValueError(
+            f"`{name}` must be finite. Received: {int(np.sum(~np.isfinite(values)))} values NaN or infinite"
+        )
+    return values

@@ -1,0 +1,154 @@
+"""Views of a user's model: its logits, whatever its last layer makes of them, and predictions on arrays.
+
+Attacks need logits: behind a softmax in float32 the gradient of the cross-entropy is exactly zero from a logit gap
+of about 17.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasdef import backend
+
+_VIEWS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_FORWARD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+class _WithoutActivation(keras.layers.Layer):
+    """A Dense layer's product and bias, without its activation; shares the weights."""
+
+    def __init__(self, dense: keras.layers.Dense):
+        super().__init__()
+        self.dense = dense
+
+    def call(self, x):
+        z = ops.matmul(x, self.dense.kernel)
+        return z if self.dense.bias is None else z + self.dense.bias
+
+
+class _BinaryLogits(keras.layers.Layer):
+    """One logit z becomes two, (0, z)."""
+
+    def call(self, z):
+        return ops.concatenate([ops.zeros_like(z), z], axis=-1)
+
+
+def _activation_name(layer) -> str:
+    activation = getattr(layer, "activation", None)
+    return getattr(activation, "__name__", "linear") if activation is not None else "linear"
+
+
+def _logits_tensor(output):
+    """Symbolic logits behind the output of a Sequential or Functional model, or None where it is not recognized."""
+    last, node, _ = output._keras_history
+    before = last._inbound_nodes[node].input_tensors[0] if last._inbound_nodes[node].input_tensors else None
+    name = _activation_name(last)
+    if isinstance(last, keras.layers.Softmax):
+        return before
+    if isinstance(last, keras.layers.Activation) and name in ("softmax", "sigmoid"):
+        return before
+    if isinstance(last, keras.layers.Dense) and name in ("softmax", "sigmoid"):
+        return _WithoutActivation(last)(before)
+    if name == "linear" and isinstance(last, keras.layers.Dense | keras.layers.Activation):
+        return output
+    return None
+
+
+def _view(model: keras.Model) -> keras.Model | None:
+    """The logits model, or None where the model is one itself."""
+    if not model.built:
+        raise ValueError(
+            "The model must be built before it is attacked: call it once, or give it an Input. "
+            f"Received: model={model.name!r}, which has no weights yet"
+        )
+    output = getattr(model, "outputs", None)
+    if output and (len(output) != 1 or len(output[0].shape) != 2):
+        shapes = [tuple(o.shape) for o in output]
+        raise ValueError(f"The model must have one output of shape (n, classes). Received: outputs={shapes}")
+    z = _logits_tensor(output[0]) if output else None
+    if z is None:
+        warnings.warn(
+            f"The last layer of model {model.name!r} is not a Dense, Activation or Softmax layer, so its outputs "
+            "are taken as logits. If they are probabilities, gradients vanish and attacks look weaker than they are.",
+            UserWarning,
+            stacklevel=4,
+        )
+        return None
+    if z.shape[-1] == 1:
+        z = _BinaryLogits()(z)
+    elif z is output[0]:
+        return None
+    return keras.Model(model.inputs, z, name=f"{model.name}_logits")
+
+
+def logits_view(model: keras.Model) -> keras.Model:
+    """Return a model that shares the weights of `model` and gives logits of shape (n, classes), classes >= 2.
+
+    A last softmax or sigmoid (a layer of its own, or the activation of a Dense layer) is left off; a single logit z
+    becomes the pair (0, z). A model whose last layer is not recognized is returned as it is, with a `UserWarning`.
+
+    Raises:
+        ValueError: The model is not a built keras.Model or has several outputs.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
+    if model not in _VIEWS:
+        _VIEWS[model] = _view(model)
+    return _VIEWS[model] or model
+
+
+def stack_logits(models: list[keras.Model]) -> keras.Model:
+    """Return one model from images to the logits of all `models`, of shape (n, members, classes)."""
+    views = [logits_view(m) for m in models]
+    inputs = keras.Input(views[0].input_shape[1:])
+    stacked = keras.Model(inputs, ops.stack([view(inputs) for view in views], axis=1))
+    _VIEWS[stacked] = None  # logits already
+    return stacked
+
+
+def padded_batches(n: int, batch_size: int):
+    """Yield slices of at most `batch_size` over n samples, with the number to pad to."""
+    for start in range(0, n, batch_size):
+        yield slice(start, min(start + batch_size, n))
+
+
+def pad(array: np.ndarray, size: int) -> np.ndarray:
+    """Repeat the last row until the array has `size` rows."""
+    if len(array) == size:
+        return array
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+
+
+def outputs(model: keras.Model, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
+    """Outputs of `model` on an array, in inference mode and in fixed-size compiled batches.
+
+    Args:
+        model: A model with one output.
+        x: Array of shape (n, ...), float32.
+        batch_size: Samples at a time.
+
+    Returns:
+        Array of shape (n, ...), float32.
+    """
+    if model not in _FORWARD:
+        reference = weakref.ref(model)
+        _FORWARD[model] = backend.compiled(lambda z: reference()(z, training=False), model)
+    forward = _FORWARD[model]
+    size = min(batch_size, len(x))
+    found = None
+    for part in padded_batches(len(x), size):
+        out = ops.convert_to_numpy(forward(pad(x[part], size)))[: part.stop - part.start]
+        if found is None:
+            found = np.empty((len(x), *out.shape[1:]), dtype="float32")
+        found[part] = out
+    return found
+
+
+def predict_logits(model: keras.Model, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
+    """Logits of shape (n, classes) of a classifier on an array; see `logits_view`."""
+    return outputs(logits_view(model), x, batch_size=batch_size)
