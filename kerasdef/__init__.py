@@ -13,7 +13,17 @@ _PUBLIC = {
     "Report": "kerasdef.evaluation.report",
     "train_mia": "kerasdef.recipes.mia:train",
 }
-_PACKAGES = ("attacks", "datasets", "defenses", "evaluation", "networks", "norms", "losses", "recipes", "testing")
+_PACKAGES = (
+    "attacks",
+    "datasets",
+    "defenses",
+    "evaluation",
+    "networks",
+    "norms",
+    "losses",
+    "recipes",
+    "testing",
+)
 
 __all__ = sorted(["__version__", *_PUBLIC, *_PACKAGES])
 

@@ -6,6 +6,7 @@ kerasdef is written against `keras.ops`. What Keras does not offer for both Tens
 from __future__ import annotations
 
 import contextlib
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,9 @@ NAME = keras.backend.backend()
 
 if NAME == "tensorflow":
     import tensorflow as tf
+
+    # Every attack and model has a program of its own, which TensorFlow takes for one that is traced again and again.
+    logging.getLogger("tensorflow").addFilter(lambda record: "kerasdef_program" not in record.getMessage())
 elif NAME == "jax":
     import jax
 else:
@@ -109,11 +113,16 @@ def frozen(model: keras.Model, salt=0) -> Iterator[None]:
 def compiled(fn: Callable, model: keras.Model) -> Callable:
     """Compile a function of arrays that reads `model`.
 
-    TensorFlow: a `tf.function` graph (XLA on GPUs only). JAX: `jax.jit` with the model's state passed in, so that
-    later changes of the weights are seen. One trace for each set of shapes and dtypes.
+    TensorFlow: a `tf.function` graph, whose second trace takes any number of samples; on GPUs with XLA and one trace
+    for each number. JAX: `jax.jit` with the model's state passed in, so that later changes of the weights are seen.
     """
     if NAME == "tensorflow":
-        return tf.function(fn, autograph=False, jit_compile=has_gpu())
+
+        def kerasdef_program(*arguments):
+            return fn(*arguments)
+
+        xla = has_gpu()
+        return tf.function(kerasdef_program, autograph=False, jit_compile=xla, reduce_retracing=not xla)
 
     reference = weakref.ref(model)  # what is compiled must not keep the model alive
 
@@ -123,5 +132,3 @@ def compiled(fn: Callable, model: keras.Model) -> Callable:
 
     jitted = jax.jit(run)
     return lambda *arguments: jitted([v.value for v in reference().variables], *arguments)
-
-

@@ -6,6 +6,7 @@ shape (n,).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ def per_sample(value, x):
 
 def flatten(x):
     """Reshape x of shape (n, ...) to (n, d)."""
-    return ops.reshape(x, (ops.shape(x)[0], -1))
+    return ops.reshape(x, (-1, math.prod(x.shape[1:])))
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,7 @@ class L2(Norm):
     def sample(self, seeds, shape, eps):
         """Points drawn uniformly from the ball: a normal direction, radius eps * u**(1/d)."""
         direction = draws.normal(seeds, tuple(shape), salt=1)
-        d = 1
-        for side in shape:
-            d *= int(side)
+        d = math.prod(shape)
         radius = eps * ops.power(draws.uniform(seeds, (1,), salt=2)[:, 0], 1.0 / d)
         return direction * per_sample(radius / ops.maximum(self.size(direction), _TINY), direction)
 
@@ -148,13 +147,11 @@ class L1(Norm):
 
     def sample(self, seeds, shape, eps):
         """Points drawn uniformly from the ball, by exponential spacings."""
-        d = 1
-        for side in shape:
-            d *= int(side)
+        d = math.prod(shape)
         spacing = -ops.log(draws.uniform(seeds, (d + 1,), salt=3))
         weight = spacing[:, :d] / ops.sum(spacing, axis=1, keepdims=True)
         sign = 2.0 * ops.cast(draws.uniform(seeds, (d,), salt=4) > 0.5, "float32") - 1.0
-        unit = ops.reshape(sign * weight, (-1, *tuple(int(s) for s in shape)))
+        unit = ops.reshape(sign * weight, (-1, *shape))
         return unit * per_sample(eps, unit)
 
 

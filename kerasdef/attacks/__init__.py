@@ -12,3 +12,6 @@ from kerasdef.attacks.gradient import MIM as MIM
 from kerasdef.attacks.gradient import PGD as PGD
 from kerasdef.attacks.gradient import GradientAttack as GradientAttack
 from kerasdef.attacks.wrappers import Targeted as Targeted
+from kerasdef.attacks.gma import GMA as GMA
+from kerasdef.attacks.gma import gma_analysis as gma_analysis
+from kerasdef.attacks.wrappers import Cycled as Cycled

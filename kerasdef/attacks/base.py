@@ -147,7 +147,9 @@ class Attack(ABC):
             )
             y = np.argmax(models.predict_logits(model, x), axis=-1)
         y = checks.labels("y", y, n=len(x), classes=model.output_shape[-1])
-        return self._run(model, x, y.astype("int32"), batch_size, checks.non_negative_int("seed", seed), progress)
+        return self._run(
+            model, x, y.astype("int32"), batch_size, checks.non_negative_int("seed", seed), progress
+        )
 
     def _view(self, model):
         return models.logits_view(model)
@@ -175,7 +177,8 @@ class Attack(ABC):
                 model = reference()
                 wrong = attack.goal.reached(model(x, training=False), y)
                 state = attack.init(model, x, y, seeds, parameters)
-                return {**state, "done": ops.logical_or(state["done"], wrong), "wrong": wrong}
+                adv = select(wrong, x, state["adv"])  # not a random start
+                return {**state, "adv": adv, "done": ops.logical_or(state["done"], wrong), "wrong": wrong}
 
             def advance(x, y, state):
                 model = reference()
@@ -201,7 +204,9 @@ def _spread(name: str, value, n: int) -> np.ndarray:
     """One float32 per sample from a number or from n numbers."""
     values = np.asarray(value, dtype="float32")
     if values.ndim and len(values) != n:
-        raise ValueError(f"`{name}` must be a number or one for each of the {n} samples. Received: {len(values)} values")
+        raise ValueError(
+            f"`{name}` must be a number or one for each of the {n} samples. Received: {len(values)} values"
+        )
     return np.broadcast_to(values, (n,))
 
 
@@ -230,7 +235,9 @@ class _Pool:
         index = np.arange(self.next, min(self.next + size, len(x)))
         self.next += len(index)
         rows = models.pad(index, size)
-        state = self.start(x[rows], y[rows], sample_seeds(seed, rows), {k: v[rows] for k, v in numbers.items()})
+        state = self.start(
+            x[rows], y[rows], sample_seeds(seed, rows), {k: v[rows] for k, v in numbers.items()}
+        )
         state = {k: ops.convert_to_numpy(v)[: len(index)] for k, v in state.items()}
         return index, state
 
@@ -253,7 +260,9 @@ class _Pool:
                 index, state = index[going], {k: v[going] for k, v in state.items()}
             taken = min(room, len(index))
             kept.append((index[:taken], {k: v[:taken] for k, v in state.items()}))
-            self.reserve = (index[taken:], {k: v[taken:] for k, v in state.items()}) if taken < len(index) else None
+            self.reserve = (
+                (index[taken:], {k: v[taken:] for k, v in state.items()}) if taken < len(index) else None
+            )
             room -= taken
         self.index = np.concatenate([i for i, _ in kept]) if kept else self.index
         if not len(self.index):
@@ -277,4 +286,3 @@ class _Pool:
         self.index = self.index[~done]
         self.state = {k: ops.convert_to_numpy(v)[:used][~done] for k, v in self.state.items()}
         self.full = False
-

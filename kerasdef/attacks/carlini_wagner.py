@@ -16,7 +16,7 @@ _STALL = 0.9999  # a loss above this share of the last look's has stalled (autho
 _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # Adam's defaults (Kingma and Ba, 2015)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CarliniWagner(Attack):
     """Minimal-norm attack in L2: minimizes |delta|^2 + c * max(confidence - margin, 0) by Adam in tanh space.
 
@@ -119,7 +119,9 @@ class CarliniWagner(Attack):
             over = ops.logical_or(over, stalled)
 
         high = ops.where(ops.logical_and(over, found), ops.minimum(state["high"], c), state["high"])
-        low = ops.where(ops.logical_and(over, ops.logical_not(found)), ops.maximum(state["low"], c), state["low"])
+        low = ops.where(
+            ops.logical_and(over, ops.logical_not(found)), ops.maximum(state["low"], c), state["low"]
+        )
         following = ops.where(high < _WITHOUT_END, (low + high) / 2, c * 10)
         search = state["search"] + ops.cast(over, "int32")
         return {

@@ -17,7 +17,7 @@ from kerasdef.norms import Linf, Norm
 _LOOK = 10  # steps between two looks at who is done: one forward pass each
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GradientAttack(Attack):
     """Iterative projected gradient attack in a ball around the input.
 
@@ -88,7 +88,13 @@ class GradientAttack(Attack):
         if self.random_start:
             now = ops.clip(x + self.norm.sample(seeds, x.shape[1:], eps), *self.bounds)
         false = ops.zeros_like(eps, dtype="bool")
-        state = {"eps": eps, "now": now, "count": ops.zeros_like(eps, dtype="int32"), "adv": now, "done": false}
+        state = {
+            "eps": eps,
+            "now": now,
+            "count": ops.zeros_like(eps, dtype="int32"),
+            "adv": now,
+            "done": false,
+        }
         if self.best:
             state |= {"reached": false, "value": ops.full_like(eps, -np.inf)}
         return state | self.direction.init(x)
@@ -117,7 +123,9 @@ class GradientAttack(Attack):
             state = self._remember(state, value, logits, y)
         memory = {k: state[k] for k in self.direction.init(x)}
         move, memory = self.direction.update(grad, memory)
-        length = eps * (self.relative_step / self.steps) if self.step_size is None else self.step_size + 0.0 * eps
+        length = (
+            eps * (self.relative_step / self.steps) if self.step_size is None else self.step_size + 0.0 * eps
+        )
         delta = now - x + norms.per_sample(length, x) * self.norm.steepest(move)
         moved = ops.clip(x + self.norm.project(delta, eps), *self.bounds)
         if self.steps % self.chunk:  # the last chunk runs past `steps`
@@ -138,7 +146,7 @@ class GradientAttack(Attack):
         return state | {"done": done}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FGSM(GradientAttack):
     """Fast gradient sign method: one step of length eps (the fast gradient method in other norms).
 
@@ -151,7 +159,7 @@ class FGSM(GradientAttack):
     best: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BIM(GradientAttack):
     """Basic iterative method: FGSM in small steps from x, without a random start.
 
@@ -161,7 +169,7 @@ class BIM(GradientAttack):
     """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PGD(GradientAttack):
     """Projected gradient descent from a random start, the standard first attack.
 
@@ -175,7 +183,7 @@ class PGD(GradientAttack):
     random_start: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MIM(GradientAttack):
     """Momentum iterative method: steps along the accumulated, L1-normalized gradient.
 

@@ -1,1 +1,4 @@
-"""TODO-init."""
+"""Training: how adversarial data is mixed in."""
+
+from kerasdef.training.augmentation import Mixture as Mixture
+from kerasdef.training.augmentation import adversarial_count as adversarial_count

@@ -1,0 +1,158 @@
+"""Bagging and voting of Keras classifiers, and the attacker who sees all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import ops
+from sklearn.utils import check_random_state
+
+from kerasdef import checks, models
+from kerasdef.attacks.goals import Evade, Goal
+
+_SEEDS = np.iinfo(np.int32).max  # scikit-learn draws the seeds of the members below this
+
+
+def bootstrap_indices(n: int, bootstraps: int, seed: int) -> list[np.ndarray]:
+    """Draw bootstrap samples with replacement, each of size n.
+
+    The same draws as `sklearn.ensemble.BaggingClassifier(n_estimators=bootstraps, random_state=seed)` makes.
+
+    Args:
+        n: Size of the data.
+        bootstraps: Number of samples.
+        seed: Of the draws.
+
+    Returns:
+        `bootstraps` integer arrays of shape (n,).
+    """
+    checks.positive_int("n", n)
+    checks.positive_int("bootstraps", bootstraps)
+    seeds = check_random_state(seed).randint(_SEEDS, size=bootstraps)
+    return [check_random_state(int(s)).randint(0, n, n) for s in seeds]
+
+
+def decide(logits):
+    """Count hard votes, ties broken by the mean probability.
+
+    Args:
+        logits: Of the members, shape (n, members, classes).
+
+    Returns:
+        `(label, votes, probabilities)` of shapes (n,), (n, classes) and (n, classes).
+    """
+    probabilities = ops.mean(ops.softmax(logits, axis=-1), axis=1)
+    ballots = ops.one_hot(ops.argmax(logits, axis=-1), logits.shape[-1], dtype="float32")
+    votes = ops.sum(ballots, axis=1)
+    label = ops.argmax(
+        votes + 0.5 * probabilities, axis=-1
+    )  # less than one vote: decides between equals only
+    return label, votes, probabilities
+
+
+@keras.saving.register_keras_serializable(package="kerasdef")
+class Vote(keras.layers.Layer):
+    """Hard vote of several classifiers.
+
+    Args:
+        reject: Index of the class that stands for "adversarial", or None.
+
+    Call arguments:
+        logits: A list of tensors of shape (n, classes), one from each member.
+
+    Returns:
+        A dict: `label` (n,) int32; `is_adversarial` (n,) bool; `votes` (n, classes) int32; `probabilities`
+        (n, classes) float32, the mean over the members.
+    """
+
+    def __init__(self, reject: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.reject = None if reject is None else checks.non_negative_int("reject", reject)
+
+    def call(self, logits):
+        """Count the votes."""
+        label, votes, probabilities = decide(ops.stack(logits, axis=1))
+        label = ops.cast(label, "int32")
+        nobody = -1
+        return {
+            "label": label,
+            "is_adversarial": ops.equal(label, nobody if self.reject is None else self.reject),
+            "votes": ops.cast(votes, "int32"),
+            "probabilities": probabilities,
+        }
+
+    def compute_output_spec(self, logits):
+        """Shapes and types of the outputs."""
+        n, k = logits[0].shape
+        return {
+            "label": keras.KerasTensor((n,), dtype="int32"),
+            "is_adversarial": keras.KerasTensor((n,), dtype="bool"),
+            "votes": keras.KerasTensor((n, k), dtype="int32"),
+            "probabilities": keras.KerasTensor((n, k), dtype="float32"),
+        }
+
+    def get_config(self):
+        """Settings of the layer."""
+        return {**super().get_config(), "reject": self.reject}
+
+
+def voting_model(
+    members: Sequence[keras.Model], *, reject: int | None = None, name: str = "vote"
+) -> keras.Model:
+    """Join classifiers into one model from images to a decision.
+
+    Args:
+        members: Built classifiers with the same input and output shapes.
+        reject: Index of the class that stands for "adversarial", or None.
+        name: Of the model.
+
+    Returns:
+        A `keras.Model` with the outputs of `Vote`.
+
+    Raises:
+        ValueError: No members, or members whose shapes differ.
+    """
+    members = list(members)
+    if not members:
+        raise ValueError("`members` must be one or more models. Received: members=[]")
+    shapes = {(tuple(m.input_shape), tuple(m.output_shape)) for m in members}
+    if len(shapes) > 1:
+        raise ValueError(f"`members` must have the same input and output shapes. Received: {sorted(shapes)}")
+    if reject is not None and reject >= members[0].output_shape[-1]:
+        raise ValueError(
+            f"`reject` must be one of the {members[0].output_shape[-1]} outputs of the members. Received: reject={reject}"
+        )
+    inputs = keras.Input(members[0].input_shape[1:], name="images")
+    logits = [models.logits_view(m)(inputs) for m in members]
+    return keras.Model(inputs, Vote(reject, name="decision")(logits), name=name)
+
+
+@dataclass(frozen=True)
+class EvadeVote(Goal):
+    """Goal against a vote with a class of rejected inputs: the vote is for neither y nor that class.
+
+    The attacker sees every member. He climbs the mean of the members' losses plus the loss of the averaged
+    probabilities, in both of which y and the rejecting class count as one; he has won when the hard vote says so.
+    Attack `models.stack_logits(members)` with it, whose outputs have the shape (n, members, classes).
+
+    Args:
+        reject: Index of the class that stands for "adversarial".
+    """
+
+    reject: int
+
+    def value(self, loss, logits, y):
+        """Value of shape (n,) that the attacker raises."""
+        single = Evade(self.reject)
+        count = logits.shape[1]
+        members = sum(single.value(loss, logits[:, i], y) for i in range(count)) / count
+        joint = ops.logsumexp(ops.log_softmax(logits, axis=-1), axis=1) - np.log(count)
+        return members + single.value(loss, joint, y)
+
+    def reached(self, logits, y):
+        """The hard vote is for another class than y and the rejecting one."""
+        label = ops.cast(decide(logits)[0], "int32")
+        return ops.logical_and(label != ops.cast(y, "int32"), label != self.reject)

@@ -1,0 +1,144 @@
+"""Export of a defended model: written, read back, and compared with the live one before the call succeeds.
+
+A SavedModel needs TensorFlow alone to serve. With the JAX backend the model is handed over as a .keras file to a
+second process that runs Keras on TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasdef import backend, checks
+
+FORMATS = ("saved_model", "keras")
+PROBABILITY_TOLERANCE = 1e-4  # float32 sums in another order: another graph, another backend
+
+
+def _probe(model: keras.Model, n: int = 64) -> np.ndarray:
+    """Uniform noise on the 8-bit grid, the same for both signatures."""
+    shape = (n, *model.input_shape[1:])
+    return np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
+
+
+def _outputs(model: keras.Model, x: np.ndarray) -> dict[str, np.ndarray]:
+    found = model(ops.convert_to_tensor(x), training=False)
+    return {k: ops.convert_to_numpy(v) for k, v in found.items()}
+
+
+def _compare(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], what: str) -> None:
+    """Raise unless the outputs agree; decisions may differ only where the probabilities tie."""
+    if sorted(found) != sorted(wanted):
+        raise RuntimeError(f"{what} has the outputs {sorted(found)}, the live model {sorted(wanted)}.")
+    gap = float(np.max(np.abs(found["probabilities"] - wanted["probabilities"])))
+    if gap > PROBABILITY_TOLERANCE:
+        raise RuntimeError(f"{what} differs from the live model: probabilities by up to {gap:.2g}.")
+    ordered = np.sort(wanted["probabilities"], axis=1)
+    sure = ordered[:, -1] - ordered[:, -2] > 10 * PROBABILITY_TOLERANCE
+    for name in ("label", "is_adversarial", "votes"):
+        if not np.array_equal(found[name][sure], wanted[name][sure]):
+            raise RuntimeError(f"{what} differs from the live model in {name!r}.")
+
+
+def _write_saved_model(model: keras.Model, path: Path) -> None:
+    import tensorflow as tf
+
+    shape = tuple(model.input_shape[1:])
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serving_default",
+        lambda images: model(images, training=False),
+        [tf.TensorSpec((None, *shape), tf.float32, name="images")],
+    )
+    archive.add_endpoint(
+        "serving_uint8",
+        lambda images: model(tf.cast(images, tf.float32) / 255.0, training=False),
+        [tf.TensorSpec((None, *shape), tf.uint8, name="images")],
+    )
+    archive.write_out(str(path), verbose=False)
+
+
+def _serve(path: Path, signature: str, x: np.ndarray) -> dict[str, np.ndarray]:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    found = loaded.signatures[signature](images=tf.constant(x))
+    return {k: v.numpy() for k, v in found.items()}
+
+
+def _write_elsewhere(model: keras.Model, path: Path) -> None:
+    """Write the SavedModel in a process that runs Keras on TensorFlow."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.keras"
+        model.save(file)
+        command = [sys.executable, "-m", "kerasdef.export", str(file), str(path)]
+        done = subprocess.run(
+            command,
+            env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise RuntimeError(f"The SavedModel could not be written: {done.stderr.strip()[-500:]}")
+
+
+def export(model: keras.Model, path: str | Path, *, to: str = "saved_model") -> Path:
+    """Write a defended model and check that what was written decides as the live one.
+
+    Args:
+        model: A model with the outputs of `kerasdef.defenses.Vote`.
+        path: A folder for "saved_model", a file ending in .keras for "keras". Replaced if it is there.
+        to: "saved_model": signatures `serving_default` (float32 images in [0, 1]) and `serving_uint8` (uint8 images),
+            both with named outputs; runs without kerasdef. "keras": loads with kerasdef imported, in safe mode.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: An unknown format, a wrong file name.
+        RuntimeError: What was written does not decide as the live model.
+    """
+    path = Path(path)
+    checks.one_of("to", to, FORMATS)
+    if to == "keras" and path.suffix != ".keras":
+        raise ValueError(f"`path` must end in .keras. Received: path={str(path)!r}")
+    x = _probe(model)
+    unit = x.astype("float32") / np.float32(255)
+    wanted = _outputs(model, unit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    _remove(part)
+    if to == "keras":
+        model.save(part)
+        _compare(_outputs(keras.saving.load_model(part, safe_mode=True), unit), wanted, "The .keras file")
+    else:
+        write = _write_saved_model if backend.NAME == "tensorflow" else _write_elsewhere
+        write(model, part)
+        _compare(_serve(part, "serving_default", unit), wanted, "The SavedModel")
+        _compare(_serve(part, "serving_uint8", x), wanted, "The SavedModel's uint8 signature")
+    _remove(path)
+    os.replace(part, path)
+    return path
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    import kerasdef.defenses  # noqa: F401  (registers the layers)
+
+    _write_saved_model(keras.saving.load_model(sys.argv[1], safe_mode=True), Path(sys.argv[2]))

@@ -1,0 +1,160 @@
+"""What recipes share: a folder of finished pieces that a killed run goes on from, seeds, training with a bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerasdef import backend, progress
+from kerasdef.training import Mixture
+
+_FILE = "run.json"
+_META = "meta"
+
+Piece = tuple[dict[str, np.ndarray], dict]
+
+
+def derive(seed: int, *labels) -> int:
+    """A seed below 2**31 for a purpose, from the seed of the run."""
+    return zlib.crc32("/".join(str(v) for v in (seed, *labels)).encode()) & 0x7FFFFFFF
+
+
+def fingerprint(*arrays: np.ndarray) -> str:
+    """Checksum of arrays: tells data sets of the same name apart."""
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(np.ascontiguousarray(array).view("uint8").reshape(-1), value)
+    return f"{value:08x}"
+
+
+class Pieces:
+    """Finished pieces of a run: kept in memory, and in a folder where there is one.
+
+    A piece is a dict of arrays and a dict of JSON values. It is written whole or not at all, so a run that was killed
+    goes on from the last finished piece.
+
+    Args:
+        folder: Where the run is kept, or None.
+        settings: Everything the results depend on, as JSON values.
+
+    Raises:
+        ValueError: The folder holds another run, or something that is no run.
+    """
+
+    def __init__(self, folder: str | Path | None, settings: Mapping):
+        self.folder = None if folder is None else Path(folder)
+        self.seconds: dict[str, float] = {}
+        if self.folder is None:
+            return
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"`out` must be a folder. Received: out={str(folder)!r}, which is a file")
+        record = self.folder / _FILE
+        if record.exists():
+            _same(json.loads(record.read_text()), json.loads(json.dumps(settings)), folder)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(
+                f"`out` must be a new or empty folder, or one of an earlier run. Received: out={str(folder)!r}, "
+                "which holds other files"
+            )
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(record, lambda path: path.write_text(json.dumps(settings, indent=1)))
+
+    def get(self, name: str, make: Callable[[], Piece], *, phase: str) -> Piece:
+        """Return a piece, made now or found in the folder; its time counts towards `phase`."""
+        path = None if self.folder is None else self.folder / "pieces" / f"{name}.npz"
+        if path is not None and path.exists():
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {k: file[k] for k in file.files if k != _META}
+                meta = json.loads(str(file[_META]))
+        else:
+            start = time.perf_counter()
+            arrays, meta = make()
+            meta = {**meta, "seconds": time.perf_counter() - start}
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, lambda part: np.savez(part, **arrays, **{_META: json.dumps(meta)}))
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + meta["seconds"]
+        return arrays, meta
+
+
+def _same(found: dict, wanted: dict, folder) -> None:
+    different = [k for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
+    if different:
+        shown = ", ".join(
+            f"{k}={_short(wanted.get(k))} (there: {_short(found.get(k))})" for k in different[:3]
+        )
+        raise ValueError(
+            f"`out` must be a new folder, or one of a run with the same settings. Received: out={str(folder)!r}, "
+            f"which differs in {shown}"
+        )
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name and move it into place: it is there whole or not at all."""
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    write(part)
+    os.replace(part, path)
+
+
+class _Tick(keras.callbacks.Callback):
+    """Moves a progress bar on with every batch."""
+
+    def __init__(self, advance):
+        super().__init__()
+        self.advance = advance
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.advance(1, "")
+
+
+def fit(
+    model: keras.Model,
+    data: Mixture,
+    *,
+    epochs: int,
+    title: str,
+    valid: Mixture | None = None,
+    learning_rate: float = 1e-3,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    show: bool | None = None,
+) -> dict[str, list[float]]:
+    """Train a classifier that gives logits with Adam and sparse categorical cross-entropy.
+
+    Returns:
+        Keras' history: loss, accuracy and, with `valid`, val_loss and val_accuracy by epoch.
+    """
+    model.compile(
+        keras.optimizers.Adam(learning_rate),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=backend.jit(),
+    )
+    with progress.bar(title, epochs * len(data), show=show) as advance:
+        history = model.fit(
+            data, epochs=epochs, validation_data=valid, verbose=0, callbacks=[*callbacks, _Tick(advance)]
+        )
+    return {k: [float(v) for v in values] for k, values in history.history.items()}
+
+
+def weights_piece(model: keras.Model, history: Mapping) -> Piece:
+    """A piece from a trained model."""
+    return {f"w{i:03d}": w for i, w in enumerate(model.get_weights())}, {"history": dict(history)}
+
+
+def restore(model: keras.Model, piece: Piece) -> keras.Model:
+    """Give a model the weights of a piece."""
+    model.set_weights([piece[0][k] for k in sorted(piece[0])])
+    return model

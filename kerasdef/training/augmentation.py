@@ -1,0 +1,79 @@
+"""Augmented data: clean and adversarial arrays as one shuffled stream of batches, without a copy of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from kerasdef import checks
+
+
+def adversarial_count(clean: int, share: float) -> int:
+    """Number of adversarial samples that make up `share` of the data beside `clean` clean ones.
+
+    Args:
+        clean: Number of clean samples.
+        share: Of adversarial samples in all samples, in (0, 1).
+    """
+    return round(clean * share / (1 - share))
+
+
+class Mixture(keras.utils.PyDataset):
+    """Batches drawn from several arrays, in an order that depends on the seed and the epoch alone.
+
+    Args:
+        parts: Pairs (x, y) of arrays of shapes (n_i, ...) and (n_i,).
+        batch_size: Samples in a batch.
+        seed: Of the order; None keeps the order of the arrays.
+        rows: Which samples to use, counted through all parts, repetitions allowed (a bootstrap). None: each once.
+
+    Raises:
+        ValueError: Fewer samples than a batch.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[np.ndarray, np.ndarray]],
+        *,
+        batch_size: int = 128,
+        seed: int | None = None,
+        rows: np.ndarray | None = None,
+    ):
+        super().__init__()
+        self.parts = [(x, np.asarray(y, dtype="int32")) for x, y in parts if len(x)]
+        self.starts = np.cumsum([0] + [len(x) for x, _ in self.parts])
+        self.rows = np.arange(self.starts[-1]) if rows is None else np.asarray(rows)
+        self.batch_size = checks.positive_int("batch_size", batch_size)
+        if seed is not None and len(self.rows) < batch_size:
+            raise ValueError(
+                f"`batch_size` must be at most the number of samples, {len(self.rows)}. "
+                f"Received: batch_size={batch_size}"
+            )
+        self.seed, self.epoch = seed, 0
+        self._order()
+
+    def _order(self) -> None:
+        if self.seed is None:
+            self.order = self.rows
+        else:
+            self.order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def __getitem__(self, i: int):
+        rows = self.order[i * self.batch_size : (i + 1) * self.batch_size]
+        x = np.empty((len(rows), *self.parts[0][0].shape[1:]), dtype="float32")
+        y = np.empty(len(rows), dtype="int32")
+        for (part_x, part_y), start, stop in zip(self.parts, self.starts, self.starts[1:], strict=False):
+            here = (rows >= start) & (rows < stop)
+            x[here], y[here] = part_x[rows[here] - start], part_y[rows[here] - start]
+        return x, y
+
+    def on_epoch_end(self) -> None:
+        """Draw the order of the next epoch."""
+        self.epoch += 1
+        self._order()

@@ -1,0 +1,45 @@
+"""Small things that many tests share: a model of scikit-learn's digits, trained in a second or two."""
+
+import keras
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from kerasdef import backend
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The digits as (x_train, y_train, x_test, y_test): x of shape (n, 8, 8, 1) in [0, 1]."""
+    images, labels = load_digits(return_X_y=True)
+    x = (images / 16).astype("float32").reshape(-1, 8, 8, 1)
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = x[order], labels[order].astype("int64")
+    return x[:1400], y[:1400], x[1400:], y[1400:]
+
+
+@pytest.fixture(scope="session")
+def digits_model(digits):
+    """A convolutional model of the digits that gives logits; do not train it further."""
+    x, y, _, _ = digits
+    glorot = [keras.initializers.GlorotUniform(seed=i) for i in range(3)]
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(12, 3, activation="relu", kernel_initializer=glorot[0]),
+            keras.layers.Flatten(),
+            keras.layers.Dense(32, activation="relu", kernel_initializer=glorot[1]),
+            keras.layers.Dense(10, kernel_initializer=glorot[2]),
+        ]
+    )
+    model.compile(
+        keras.optimizers.Adam(3e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=backend.jit(),
+    )
+    rng = np.random.default_rng(1)
+    order = np.concatenate(
+        [rng.permutation(1400) for _ in range(6)]
+    )  # our own shuffling: the same everywhere
+    model.fit(x[order], y[order], batch_size=50, epochs=1, shuffle=False, verbose=0)
+    return model

@@ -1,0 +1,124 @@
+"""The shape of the project: who may import whom, what is documented, what starts fast."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kerasdef
+import kerasdef.attacks
+from kerasdef.attacks import GMA, Attack
+
+PACKAGE = Path(kerasdef.__file__).parent
+FRAMEWORKS = {"tensorflow", "jax"}
+# from the bottom to the top; a part imports from its own level and below
+LEVELS = [
+    {"_version", "backend"},
+    {"norms", "losses", "random", "progress", "checks"},
+    {"models", "networks"},
+    {"attacks", "datasets"},
+    {"training", "defenses"},
+    {"evaluation", "export"},
+    {"recipes"},
+    {"cli"},
+]
+APART = [{"attacks", "datasets"}, {"attacks", "networks"}, {"training", "defenses"}]
+ON_TOP = {"testing", "__init__", "__main__"}  # import what they like; nothing imports them
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def parts_imported(file: Path) -> set[str]:
+    return {name.split(".")[1] for name in imports(file) if name.startswith("kerasdef.")} - {"__version__"}
+
+
+def level(name: str) -> int:
+    return next(i for i, names in enumerate(LEVELS) if name in names)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(PACKAGE).as_posix())
+def test_imports_go_only_down(file):
+    own = part(file)
+    assert own in set().union(*LEVELS) | ON_TOP, f"{own} has no place in the layers"
+    if own in ON_TOP:
+        return
+    for other in parts_imported(file):
+        assert other not in ON_TOP, f"{file.name} imports {other}"
+        assert level(other) <= level(own), f"{file.name} imports {other}, which is above it"
+        assert {own, other} not in APART, f"{own} and {other} must not import each other"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(PACKAGE).as_posix())
+def test_only_the_backend_file_imports_a_framework(file):
+    used = {name.split(".")[0] for name in imports(file)} & FRAMEWORKS
+    if file == PACKAGE / "export.py":  # formats of TensorFlow, loaded inside functions
+        top = [
+            n
+            for n in ast.parse(file.read_text(encoding="utf-8")).body
+            if isinstance(n, ast.Import | ast.ImportFrom)
+        ]
+        names = {a.name for n in top for a in n.names} | {
+            n.module for n in top if isinstance(n, ast.ImportFrom)
+        }
+        assert not {name.split(".")[0] for name in names} & FRAMEWORKS
+        assert used <= {"tensorflow"}
+    elif file != PACKAGE / "backend.py":
+        assert not used
+
+
+def test_importing_kerasdef_and_its_command_line_does_not_import_a_framework():
+    modules = ["kerasdef", "kerasdef.datasets"]
+    if (PACKAGE / "cli.py").exists() or (PACKAGE / "cli").exists():
+        modules.append("kerasdef.cli")
+    code = f"import sys, {', '.join(modules)}; print([m for m in ('tensorflow', 'jax', 'keras') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", ["attacks", "defenses", "datasets", "evaluation"])
+def test_every_exported_class_and_function_has_a_docstring(package):
+    module = importlib.import_module(f"kerasdef.{package}")
+    for name, value in vars(module).items():
+        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)):
+            own = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
+            assert own, f"kerasdef.{package}.{name}"
+            assert not own.startswith(f"{name}("), (
+                f"kerasdef.{package}.{name} has the docstring of its dataclass only"
+            )
+
+
+def exported_attacks() -> list[str]:
+    """Concrete attacks of the package, by name."""
+    found = []
+    for name, value in vars(kerasdef.attacks).items():
+        attack = inspect.isclass(value) and (issubclass(value, Attack) or value is GMA)
+        if attack and not inspect.isabstract(value):
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("name", exported_attacks())
+def test_every_exported_attack_has_a_row_in_the_readme(name):
+    readme = PACKAGE.parent / "README.md"
+    assert readme.exists(), "README.md is missing"
+    rows = [line for line in readme.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith("|")]
+    assert any(name in row.replace("`", " ").replace("[", " ").split() for row in rows), f"{name} has no row"

@@ -1,0 +1,93 @@
+"""The backend file: gradients, compiled functions, and models that are read but not changed."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from kerasdef import backend
+from kerasdef.testing import linear_model
+
+
+class Noisy(layers.Layer):
+    """Adds noise in training and at inference."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.generator = keras.random.SeedGenerator(seed)
+
+    def call(self, x):
+        return x + keras.random.normal(ops.shape(x), seed=self.generator)
+
+
+@pytest.fixture
+def noisy():
+    model = keras.Sequential([keras.Input((4,)), Noisy(), layers.Dense(4, kernel_initializer="identity")])
+    model(np.zeros((1, 4), dtype="float32"))
+    return model
+
+
+def read(model, salt):
+    with backend.frozen(model, salt):
+        return ops.convert_to_numpy(model(np.zeros((2, 4), dtype="float32")))
+
+
+def test_a_frozen_random_layer_draws_by_the_salt(noisy):
+    np.testing.assert_array_equal(read(noisy, 1), read(noisy, 1))
+    assert not np.any(read(noisy, 1) == read(noisy, 2))
+    draws = np.stack([read(noisy, s) for s in range(20)])
+    assert (draws.std(axis=0) > 0.3).all()  # the noise has a deviation of 1
+
+
+def test_freezing_leaves_every_variable_alone(noisy):
+    before = [np.array(v) for v in noisy.variables]
+    read(noisy, 5)
+    assert len(before) == 3  # kernel, bias and the state of the generator
+    for variable, value in zip(noisy.variables, before, strict=True):
+        np.testing.assert_array_equal(np.array(variable), value)
+
+
+def test_the_salt_may_be_a_tensor(noisy):
+    np.testing.assert_array_equal(read(noisy, ops.convert_to_tensor(3)), read(noisy, 3))
+
+
+def test_the_gradient_of_a_quadratic_is_its_closed_form():
+    rng = np.random.default_rng(0)
+    a, x = rng.normal(size=(3, 3)).astype("float32"), rng.normal(size=(5, 3)).astype("float32")
+
+    def fn(z):
+        return ops.sum(ops.matmul(z, a) * z, axis=1), z * 2
+
+    value, aux, grad = (ops.convert_to_numpy(v) for v in backend.gradient(fn)(ops.convert_to_tensor(x)))
+    np.testing.assert_allclose(value, np.einsum("ni,ij,nj->n", x, a, x), rtol=1e-4, atol=1e-5)  # float32
+    np.testing.assert_array_equal(aux, 2 * x)
+    np.testing.assert_allclose(grad, x @ (a + a.T), rtol=1e-4, atol=1e-5)  # float32
+
+
+def test_the_gradient_of_what_does_not_depend_on_x_is_zero():
+    x = ops.convert_to_tensor(np.ones((2, 3), dtype="float32"))
+    grad = backend.gradient(lambda z: (ops.ones((2,)), ()))(x)[2]
+    np.testing.assert_array_equal(ops.convert_to_numpy(grad), np.zeros((2, 3)))
+
+
+def test_a_compiled_function_sees_later_weights_and_is_not_traced_again_for_equal_shapes():
+    model = linear_model(np.eye(3))
+    traces = []
+
+    def fn(x):
+        traces.append(1)
+        return model(x)
+
+    run = backend.compiled(fn, model)
+    x = np.ones((2, 3), dtype="float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(run(x)), np.ones((2, 3)))
+    model.layers[-1].set_weights([3 * np.eye(3, dtype="float32"), np.zeros(3, dtype="float32")])
+    np.testing.assert_array_equal(ops.convert_to_numpy(run(2 * x)), 6 * np.ones((2, 3)))
+    assert len(traces) == 1
+
+
+def test_the_device_has_a_name():
+    assert backend.NAME in ("tensorflow", "jax")
+    assert backend.device()
+    assert isinstance(backend.has_gpu(), bool)
+    assert backend.jit() in (True, False, "auto")
