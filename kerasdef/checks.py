@@ -7,6 +7,7 @@ Every public entry point calls these before work starts. They raise `ValueError`
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import numbers
 from collections.abc import Iterable, Sequence
@@ -30,9 +31,7 @@ def non_negative_int(name: str, value) -> int:
     return int(value)
 
 
-def real(
-    name: str, value, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False
-) -> float:
+def real(name: str, value, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> float:
     """Return `value` as a finite float in `[low, high]` (`(low, high]` with `open_low`)."""
     good = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if not good or not low <= value <= high or (open_low and value == low):
@@ -58,11 +57,7 @@ def radius(name: str, value) -> float | tuple[float, ...]:
 def bounds(value) -> tuple[float, float]:
     """Return `(low, high)` with low below high, both finite."""
     good = isinstance(value, Sequence) and len(value) == 2
-    if (
-        not good
-        or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in value)
-        or value[0] >= value[1]
-    ):
+    if not good or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in value) or value[0] >= value[1]:
         raise ValueError(f"`bounds` must be a pair (low, high) with low < high. Received: bounds={value!r}")
     return float(value[0]), float(value[1])
 
@@ -77,9 +72,7 @@ def one_of(name: str, value, choices: Iterable[str]) -> str:
     raise ValueError(f"`{name}` must be one of {', '.join(choices)}. Received: {name}={value!r}.{hint}")
 
 
-def images(
-    name: str, x, *, limits: tuple[float, float] = (0.0, 1.0), shape: tuple | None = None
-) -> np.ndarray:
+def images(name: str, x, *, limits: tuple[float, float] = (0.0, 1.0), shape: tuple | None = None) -> np.ndarray:
     """Return `x` as float32 inside `limits`.
 
     uint8 is scaled by the range of its type (255) when `limits` is (0, 1). Values outside the limits by no more
@@ -105,9 +98,7 @@ def images(
         )
     low, high = float(x.min()), float(x.max())  # NaN survives min and max
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(
-            f"`{name}` must be finite. Received: {int(np.sum(~np.isfinite(x)))} values NaN or infinite"
-        )
+        raise ValueError(f"`{name}` must be finite. Received: {int(np.sum(~np.isfinite(x)))} values NaN or infinite")
     if low < limits[0] - TOLERANCE or high > limits[1] + TOLERANCE:
         raise ValueError(
             f"`{name}` must lie in the bounds [{limits[0]:g}, {limits[1]:g}]. "
@@ -132,20 +123,14 @@ def labels(name: str, y, *, n: int | None = None, classes: int | None = None) ->
         y = y[:, 0]
     if y.ndim != 1:
         raise ValueError(f"`{name}` must be class indices of shape (n,). Received: shape={y.shape}")
-    whole = np.issubdtype(y.dtype, np.integer) or (
-        np.issubdtype(y.dtype, np.floating) and np.all(y == np.floor(y))
-    )
+    whole = np.issubdtype(y.dtype, np.integer) or (np.issubdtype(y.dtype, np.floating) and np.all(y == np.floor(y)))
     if not whole:
         raise ValueError(f"`{name}` must be integers (class indices). Received: dtype={y.dtype}")
     if n is not None and len(y) != n:
-        raise ValueError(
-            f"`{name}` must have one label for each of the {n} samples. Received: {len(y)} labels"
-        )
+        raise ValueError(f"`{name}` must have one label for each of the {n} samples. Received: {len(y)} labels")
     if len(y) and (y.min() < 0 or (classes is not None and y.max() >= classes)):
         top = f" and below {classes}" if classes is not None else ""
-        raise ValueError(
-            f"`{name}` must be at least 0{top}. Received: minimum={int(y.min())}, maximum={int(y.max())}"
-        )
+        raise ValueError(f"`{name}` must be at least 0{top}. Received: minimum={int(y.min())}, maximum={int(y.max())}")
     return y.astype("int64")
 
 
@@ -169,8 +154,6 @@ def growing_shares(name: str, value) -> tuple[float, ...]:
         shares = tuple(float(v) for v in value)
     except (TypeError, ValueError):
         shares = ()
-    if not shares or not all(0 < s < 1 for s in shares) or any(b <= a for a, b in zip(shares, shares[1:])):
-        raise ValueError(
-            f"`{name}` must be shares that grow, each above 0 and below 1. Received: {name}={value!r}"
-        )
+    if not shares or not all(0 < s < 1 for s in shares) or any(b <= a for a, b in itertools.pairwise(shares)):
+        raise ValueError(f"`{name}` must be shares that grow, each above 0 and below 1. Received: {name}={value!r}")
     return shares

@@ -131,6 +131,41 @@ def export(model: keras.Model, path: str | Path, *, to: str = "saved_model") -> 
     return path
 
 
+def export_run(run: str | Path, *, to: str = "saved_model", out: str | Path | None = None) -> dict[str, Path]:
+    """Export the defense of a finished run, or each of its defenses where there is one for each attack.
+
+    Args:
+        run: Folder of a run, or a .keras file.
+        to: As in `export`.
+        out: Where to write; None writes beside what was found.
+
+    Returns:
+        What was written, by name.
+
+    Raises:
+        ValueError: There is no trained defense.
+    """
+    import kerasdef.defenses  # noqa: F401  (registers the layers)
+
+    run = Path(run)
+    checks.one_of("to", to, FORMATS)
+    found = [run] if run.suffix == ".keras" and run.is_file() else sorted(run.glob("mia.keras"))
+    found = found or sorted(run.glob("*/mia.keras"))
+    if not found:
+        raise ValueError(
+            f"`run` must be the folder of a finished run (with a mia.keras) or a .keras file. Received: run={str(run)!r}"
+        )
+    written = {}
+    for file in found:
+        name = "saved_model" if to == "saved_model" else file.name
+        place = file.parent / name if out is None else Path(out)
+        if out is not None and len(found) > 1:
+            place = Path(out) / file.parent.name / name
+        key = to if len(found) == 1 else file.parent.name
+        written[key] = export(keras.saving.load_model(file, safe_mode=True), place, to=to)
+    return written
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)

@@ -21,7 +21,7 @@ _DUAL = {Linf: 1, L2: 2, L1: np.inf}  # order of the norm that bounds an inner p
 _SIGMAS = 5.0  # a sound sampler fails a check of five standard errors once in two million
 
 
-# -- linear models with a known optimum ---------------------------------------------------------------------------
+# -- linear models with a known optimum ------------------------------------------------------------
 
 
 def linear_model(weights, bias=None, input_shape=None) -> keras.Sequential:
@@ -53,9 +53,7 @@ def linear_model(weights, bias=None, input_shape=None) -> keras.Sequential:
 def _dual_order(norm: Norm | str) -> float:
     norm = norms.get(norm)
     if type(norm) not in _DUAL:
-        raise ValueError(
-            f"`norm` must be linf, l2 or l1, whose dual norms are known. Received: norm={norm!r}"
-        )
+        raise ValueError(f"`norm` must be linf, l2 or l1, whose dual norms are known. Received: norm={norm!r}")
     return _DUAL[type(norm)]
 
 
@@ -63,8 +61,8 @@ def _dual_order(norm: Norm | str) -> float:
 class LinearOracle:
     """A linear classifier and the best that any attack on it can do, as long as no bound is active.
 
-    A linear function `a @ delta` grows in a ball of radius eps by eps times the dual norm of `a` at most (Hölder),
-    so every answer here is exact. Give attacks on it wide bounds.
+    A linear function `a @ delta` grows in a ball of radius eps by eps times the dual norm of `a` at most
+    (Hölder), so every answer here is exact. Give attacks on it wide bounds.
 
     Args:
         weights: Array of shape (d, k).
@@ -127,7 +125,7 @@ class LinearOracle:
         return (self._gaps(x, y) + eps[:, None] * self._slopes(y, norm)).max(axis=1)
 
     def largest_cross_entropy(self, x, y, eps, norm: Norm | str = "linf") -> np.ndarray:
-        """Largest cross-entropy that any point of the ball has, of shape (n,); arguments as in `largest_margin`.
+        """Largest cross-entropy in the ball, of shape (n,); arguments as in `largest_margin`.
 
         Raises:
             ValueError: There are more than two classes, for which no closed form is known.
@@ -150,7 +148,7 @@ class LinearOracle:
         return np.maximum(distance.min(axis=1), 0.0)
 
 
-# -- the contract of an attack ------------------------------------------------------------------------------------
+# -- the contract of an attack ---------------------------------------------------------------------
 
 _N = 10  # inputs of a check
 _SEED = 11
@@ -167,9 +165,7 @@ class _Case:
 
 def _claim(attack, clause: str, holds, detail: str = "") -> None:
     if not bool(holds):
-        raise AssertionError(
-            f"{type(attack).__name__} breaks the clause {clause!r}. {detail} Attack: {attack!r}"
-        )
+        raise AssertionError(f"{type(attack).__name__} breaks the clause {clause!r}. {detail} Attack: {attack!r}")
 
 
 def _dense(units, seed, activation=None):
@@ -232,18 +228,14 @@ def _check_output(attack, clause, case, x_adv, ball, kind) -> None:
     _claim(attack, f"{clause}: bounds", x_adv.min() >= low - slack and x_adv.max() <= high + slack, span)
     before = _right(case, case.x)
     after = _right(case, x_adv)
-    _claim(
-        attack, f"{clause}: wrong inputs come back unchanged", np.array_equal(x_adv[~before], case.x[~before])
-    )
+    _claim(attack, f"{clause}: wrong inputs come back unchanged", np.array_equal(x_adv[~before], case.x[~before]))
     _claim(attack, f"{clause}: never better than clean", after.sum() <= before.sum())
     if kind == "budget" and ball is not None:
         norm, eps = ball
         size = ops.convert_to_numpy(norm.size(ops.convert_to_tensor(x_adv - case.x)))
         # x + delta and the subtraction are rounded in float32, feature by feature
         slack = 1e-5 * eps + 2e-7 * max(abs(low), abs(high)) * (case.x[0].size if isinstance(norm, L1) else 4)
-        _claim(
-            attack, f"{clause}: ball", (size <= eps + slack).all(), f"Received: size={size.max()}, eps={eps}."
-        )
+        _claim(attack, f"{clause}: ball", (size <= eps + slack).all(), f"Received: size={size.max()}, eps={eps}.")
     if kind == "minimal":
         moved = np.any(x_adv != case.x, axis=tuple(range(1, x_adv.ndim)))
         _claim(attack, f"{clause}: what is changed is adversarial", not after[moved].any())
@@ -254,9 +246,7 @@ def _raises(attack, clause, call) -> None:
         call()
     except ValueError:
         return
-    raise AssertionError(
-        f"{type(attack).__name__} breaks the clause {clause!r}: no ValueError. Attack: {attack!r}"
-    )
+    raise AssertionError(f"{type(attack).__name__} breaks the clause {clause!r}: no ValueError. Attack: {attack!r}")
 
 
 def _check_determinism(attack, case, expected) -> None:
@@ -265,9 +255,7 @@ def _check_determinism(attack, case, expected) -> None:
         gap = np.abs(_run(attack, case, batch_size=size) - expected).max()
         # kernels add in another order for other batch sizes: float32 noise, grown by the steps of the attack
         limit = 1e-4 * (attack.bounds[1] - attack.bounds[0])
-        _claim(
-            attack, f"same answer for batch_size={size}", gap <= limit, f"Received: largest difference {gap}."
-        )
+        _claim(attack, f"same answer for batch_size={size}", gap <= limit, f"Received: largest difference {gap}.")
 
 
 def _check_model_untouched(attack, case) -> None:
@@ -308,13 +296,9 @@ def _check_inputs(attack, case, expected) -> None:
     bad = case.x.copy()
     bad[0].flat[0] = np.nan
     _raises(attack, "NaN in the inputs", lambda: _run(attack, dataclasses.replace(case, x=bad)))
-    _raises(
-        attack, "labels below 0", lambda: _run(attack, dataclasses.replace(case, y=case.y - case.y.max() - 1))
-    )
+    _raises(attack, "labels below 0", lambda: _run(attack, dataclasses.replace(case, y=case.y - case.y.max() - 1)))
     k = case.model.output_shape[-1]
-    _raises(
-        attack, "labels above the last class", lambda: _run(attack, dataclasses.replace(case, y=case.y + k))
-    )
+    _raises(attack, "labels above the last class", lambda: _run(attack, dataclasses.replace(case, y=case.y + k)))
 
 
 def check_attack(
@@ -322,16 +306,17 @@ def check_attack(
 ) -> None:
     """Check that an attack keeps the contract of all attacks; it takes some seconds.
 
-    Clauses: shape, float32, bounds, ball; deterministic by its seed and the same for any batch size; the model is
-    read only and in inference mode; no NaN without a gradient; saturated images, one image, images that are all wrong
-    (returned unchanged); a softmax head gives what a logits head gives; float and uint8; 2, 3, 4 and 100 classes, one
-    sigmoid output, tables; float noise beyond the bounds is clipped, bad data is a `ValueError`; never worse for the
-    attacker than the clean inputs. Attacks that return several images for one (`GMA(mode="all")`) are out of scope.
+    Clauses: shape, float32, bounds, ball; deterministic by its seed and the same for any batch size; the
+    model is read only and in inference mode; no NaN without a gradient; saturated images, one image, images
+    that are all wrong (returned unchanged); a softmax head gives what a logits head gives; float and uint8;
+    2, 3, 4 and 100 classes, one sigmoid output, tables; float noise beyond the bounds is clipped, bad data
+    is a `ValueError`; never worse for the attacker than the clean inputs. Attacks that return several
+    images for one (`GMA(mode="all")`) are out of scope.
 
     Args:
         attack: An untargeted attack; fewer steps make the check faster.
-        norm: Norm of the ball, for budget attacks; None takes it, with `eps`, from a `GradientAttack` and checks no
-            ball otherwise.
+        norm: Norm of the ball, for budget attacks; None takes it, with `eps`, from a `GradientAttack` and
+            checks no ball otherwise.
         eps: Radius of the ball, one number.
         kind: "budget" (stays in a ball) or "minimal" (what it changes is adversarial).
 
@@ -372,9 +357,7 @@ def check_attack(
     same = np.array_equal(_run(attack, dataclasses.replace(case, y=y_wrong)), case.x)
     _claim(attack, "all wrong: returned unchanged", same)
 
-    x = np.repeat(np.float32(attack.bounds), _N // 2).reshape((_N, 1, 1, 1)) * np.ones(
-        (1, 4, 4, 1), "float32"
-    )
+    x = np.repeat(np.float32(attack.bounds), _N // 2).reshape((_N, 1, 1, 1)) * np.ones((1, 4, 4, 1), "float32")
     y = models.predict_logits(case.model, x).argmax(axis=1)
     saturated = dataclasses.replace(case, x=x, y=y)
     _check_output(attack, "saturated images", saturated, _run(attack, saturated), ball, kind)
@@ -394,16 +377,17 @@ def check_attack(
         _check_output(attack, clause, other, _run(attack, other), ball, kind)
 
 
-# -- the contract of a norm ---------------------------------------------------------------------------------------
+# -- the contract of a norm ------------------------------------------------------------------------
 
 
 def check_norm(norm: Norm) -> None:
     """Check that a norm's size, projection, steepest step and sample belong together; it takes a second.
 
-    Clauses: size is a norm (homogeneous, triangle inequality); the projection leaves points inside and on the sphere
-    alone, brings those outside to the sphere, to the nearest point, and is idempotent; every sample has its own
-    radius; the steepest step has size 1, is the best among sampled ones (an `L1` is checked with one feature per step,
-    its default density is an approximation), and is finite for a zero gradient; samples are uniform in the ball.
+    Clauses: size is a norm (homogeneous, triangle inequality); the projection leaves points inside and on
+    the sphere alone, brings those outside to the sphere, to the nearest point, and is idempotent; every
+    sample has its own radius; the steepest step has size 1, is the best among sampled ones (an `L1` is
+    checked with one feature per step, its default density is an approximation), and is finite for a zero
+    gradient; samples are uniform in the ball.
 
     Args:
         norm: A `Norm`.
@@ -493,9 +477,7 @@ def _check_steepest(norm, shape) -> None:
     rivals = np.concatenate([np.eye(d), -np.eye(d), np.sign(flat), flat, rng.normal(size=(200, d))])
     rivals /= _array(norm.size(_tensor(rivals)))[:, None]
     best = (flat @ rivals.T).max(axis=1)
-    _claim(
-        norm, "steepest: the largest growth", (gain >= best - 1e-5 * np.abs(best)).all(), f"{gain} < {best}."
-    )
+    _claim(norm, "steepest: the largest growth", (gain >= best - 1e-5 * np.abs(best)).all(), f"{gain} < {best}.")
 
     still = _array(norm.steepest(_tensor(np.zeros((2, *shape)))))
     _claim(norm, "steepest: finite without a gradient", np.isfinite(still).all())
@@ -515,13 +497,9 @@ def _check_sample(norm, shape) -> None:
     # volume: P(size <= r * eps) = r**d in any norm, so (size / eps)**d is uniform in (0, 1)
     share = (size / eps) ** d
     mean, variance = share.mean(), share.var()
-    _claim(
-        norm, "sample: uniform", abs(mean - 1 / 2) <= _SIGMAS * np.sqrt(1 / 12 / n), f"Received: mean={mean}."
-    )
+    _claim(norm, "sample: uniform", abs(mean - 1 / 2) <= _SIGMAS * np.sqrt(1 / 12 / n), f"Received: mean={mean}.")
     spread = np.sqrt((1 / 80 - 1 / 144) / n)  # standard error of the variance of a uniform number
-    _claim(
-        norm, "sample: uniform", abs(variance - 1 / 12) <= _SIGMAS * spread, f"Received: variance={variance}."
-    )
+    _claim(norm, "sample: uniform", abs(variance - 1 / 12) <= _SIGMAS * spread, f"Received: variance={variance}.")
     power = np.mean(unit**2, axis=0)
     error = (unit**2).std(axis=0) / np.sqrt(n)
     even = np.abs(power - power.mean()) <= _SIGMAS * error

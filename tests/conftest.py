@@ -38,8 +38,6 @@ def digits_model(digits):
         jit_compile=backend.jit(),
     )
     rng = np.random.default_rng(1)
-    order = np.concatenate(
-        [rng.permutation(1400) for _ in range(6)]
-    )  # our own shuffling: the same everywhere
+    order = np.concatenate([rng.permutation(1400) for _ in range(6)])  # our own shuffling: the same everywhere
     model.fit(x[order], y[order], batch_size=50, epochs=1, shuffle=False, verbose=0)
     return model

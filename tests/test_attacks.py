@@ -1,4 +1,4 @@
-"""Attacks: the contract of every exported one, closed forms on linear models, and what each setting promises."""
+"""Attacks: the contract of every exported one, closed forms on linear models, the promise of each setting."""
 
 import dataclasses
 import inspect
@@ -54,7 +54,7 @@ def linear(k, n=12, d=6, seed=0):
     return oracle, x, oracle.logits(x).argmax(axis=1)
 
 
-# -- the contract -------------------------------------------------------------------------------------------------
+# -- the contract ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("attack", EXPORTED)
@@ -96,7 +96,7 @@ def test_the_contract_catches_an_attack_that_returns_nan():
         check_attack(Wrong())
 
 
-# -- closed forms -------------------------------------------------------------------------------------------------
+# -- closed forms ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("attack", [FGSM, BIM, PGD, MIM])
@@ -104,7 +104,7 @@ def test_the_contract_catches_an_attack_that_returns_nan():
 def test_gradient_attacks_reach_the_closed_form_optimum(attack, norm):
     oracle, x, y = linear(2)
     eps = 0.5
-    # on a sphere the angle to the optimum shrinks by exp(-travel / eps): PGD's default travel of 2.5 leaves 1-2 %
+    # on a sphere the angle shrinks by exp(-travel / eps): PGD's default travel of 2.5 leaves 1-2 %
     settings = {"relative_step": 10.0} if attack is PGD else {}
     attack = attack(eps=eps, norm=norm, early_stop=False, bounds=WIDE, **settings)
     found = quiet(attack, oracle.model(), x, y)
@@ -174,9 +174,7 @@ def test_carlini_wagner_finds_the_same_distance_from_a_huge_and_a_small_c():
     for c, searches in ((1e3, 16), (1e-3, 12)):
         attack = dataclasses.replace(CW, initial_c=c, binary_search_steps=searches)
         ratio = size(L2(), quiet(attack, oracle.model(), x, y) - x) / best
-        assert (ratio <= 1.05).all(), (
-            c
-        )  # 250 steps of Adam; without a search c = 1000 overshoots many times over
+        assert (ratio <= 1.05).all(), c  # 250 steps of Adam; without a search c = 1000 overshoots many times over
 
 
 def test_carlini_wagner_works_when_all_logits_are_negative():
@@ -202,7 +200,7 @@ def test_carlini_wagner_reaches_its_confidence():
     assert (oracle.margin(found, y) >= 1.0 - 1e-4).all()  # float32
 
 
-# -- directions ---------------------------------------------------------------------------------------------------
+# -- directions ------------------------------------------------------------------------------------
 
 
 def test_mim_differs_from_bim_with_momentum_and_equals_it_without(digits, digits_model):
@@ -211,9 +209,7 @@ def test_mim_differs_from_bim_with_momentum_and_equals_it_without(digits, digits
     bim = quiet(BIM(**settings), digits_model, x, y)
     assert not np.allclose(quiet(MIM(**settings), digits_model, x, y), bim, atol=1e-3)
     # a gradient divided by its L1 norm has the same signs
-    np.testing.assert_array_equal(
-        quiet(MIM(direction=Momentum(decay=0.0), **settings), digits_model, x, y), bim
-    )
+    np.testing.assert_array_equal(quiet(MIM(direction=Momentum(decay=0.0), **settings), digits_model, x, y), bim)
 
 
 def test_momentum_sums_normalized_gradients():
@@ -228,7 +224,7 @@ def test_plain_has_no_memory():
     assert Plain().init(None) == {}
 
 
-# -- radii, starts, pools -----------------------------------------------------------------------------------------
+# -- radii, starts, pools --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", [Linf(), L2()])
@@ -296,9 +292,7 @@ def test_the_best_iterate_is_at_least_as_good_as_the_last(digits, digits_model):
         loss = losses.cross_entropy(ops.convert_to_tensor(logits), ops.convert_to_tensor(y))
         return logits.argmax(axis=1) != y, ops.convert_to_numpy(loss)
 
-    best, last = (
-        judged(quiet(dataclasses.replace(attack, best=b), digits_model, x, y)) for b in (True, False)
-    )
+    best, last = (judged(quiet(dataclasses.replace(attack, best=b), digits_model, x, y)) for b in (True, False))
     assert (best[0] >= last[0]).all()
     same = best[0] == last[0]
     assert (best[1][same] >= last[1][same] - 1e-4).all()  # float32
@@ -307,10 +301,7 @@ def test_the_best_iterate_is_at_least_as_good_as_the_last(digits, digits_model):
 def test_the_attack_gets_stronger_with_its_radius(digits, digits_model):
     x, y = digits[2][:100], digits[3][:100]
     right = [
-        np.mean(
-            models.predict_logits(digits_model, quiet(PGD(eps=e, steps=10), digits_model, x, y)).argmax(1)
-            == y
-        )
+        np.mean(models.predict_logits(digits_model, quiet(PGD(eps=e, steps=10), digits_model, x, y)).argmax(1) == y)
         for e in (0.0, 0.05, 0.1, 0.4)
     ]
     assert right[0] > 0.85
@@ -336,7 +327,7 @@ def test_a_call_does_not_depend_on_calls_before_it(digits, digits_model):
     np.testing.assert_array_equal(quiet(PGD(eps=0.1, steps=5), digits_model, x, y), first)
 
 
-# -- labels and targets -------------------------------------------------------------------------------------------
+# -- labels and targets ----------------------------------------------------------------------------
 
 
 def test_without_labels_the_attack_says_so_and_moves_away_from_the_predictions(digits, digits_model):
@@ -385,7 +376,7 @@ def test_evading_a_rejecting_model_avoids_the_rejected_class(digits, digits_mode
     assert np.mean((predicted != y) & (predicted != 8)) > 0.9
 
 
-# -- settings -----------------------------------------------------------------------------------------------------
+# -- settings --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -454,7 +445,7 @@ def test_the_default_step_follows_the_radius():
         np.testing.assert_allclose(size(Linf(), found - x), eps, rtol=1e-3)  # float32 around inputs near 1
 
 
-# -- models that hide their gradient ------------------------------------------------------------------------------
+# -- models that hide their gradient ---------------------------------------------------------------
 
 
 def sure(activation=None):
@@ -503,9 +494,7 @@ def test_dropout_and_batch_normalization_are_attacked_in_inference_mode():
     )
     oracle, x, y = linear(2)
     model.layers[-1].set_weights([oracle.weights, oracle.bias])
-    model.layers[0].set_weights(
-        [np.ones(6), np.zeros(6), np.zeros(6), np.full(6, 1.0 - 1e-3)]
-    )  # the identity
+    model.layers[0].set_weights([np.ones(6), np.zeros(6), np.zeros(6), np.full(6, 1.0 - 1e-3)])  # the identity
     settings = {"eps": 0.5, "early_stop": False, "bounds": WIDE}
     before = [np.array(v) for v in model.variables]
     found = quiet(BIM(**settings), model, x, y)

@@ -8,7 +8,7 @@ from kerasdef import checks
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "3", None, True, float("nan")])
 def test_positive_int_refuses(value):
-    with pytest.raises(ValueError, match="`steps` must be a positive integer. Received: steps="):
+    with pytest.raises(ValueError, match=r"`steps` must be a positive integer\. Received: steps="):
         checks.positive_int("steps", value)
 
 

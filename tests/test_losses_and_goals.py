@@ -59,9 +59,7 @@ def test_no_loss_overflows_on_extreme_logits(name):
 def test_misclassify_is_reached_exactly_where_the_argmax_is_not_the_label():
     z, y = draw()
     np.testing.assert_array_equal(evaluate(Misclassify().reached, z, y), z.argmax(axis=1) != y)
-    np.testing.assert_array_equal(
-        evaluate(Misclassify().reached, z - 1000, y), (z - 1000).argmax(axis=1) != y
-    )
+    np.testing.assert_array_equal(evaluate(Misclassify().reached, z - 1000, y), (z - 1000).argmax(axis=1) != y)
 
 
 def test_hit_is_reached_exactly_where_the_argmax_is_the_target():

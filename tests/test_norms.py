@@ -93,9 +93,7 @@ def test_l1_projection_of_a_whole_image_stays_in_the_ball():
 
 def test_steepest_l2_step_survives_tiny_gradients():
     step = L2().steepest(tensor([[3e-25, 4e-25]]))
-    np.testing.assert_allclose(
-        array(step), [[0.6, 0.8]], rtol=1e-4
-    )  # 1e-25 has few digits left after scaling
+    np.testing.assert_allclose(array(step), [[0.6, 0.8]], rtol=1e-4)  # 1e-25 has few digits left after scaling
 
 
 @pytest.mark.parametrize(("density", "moved"), [(0.1, 1), (0.3, 3), (1.0, 10)])

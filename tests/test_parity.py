@@ -2,8 +2,8 @@
 
 All see one small convolutional network and images that it classifies correctly (kerasdef returns others
 unchanged). Tolerance 1e-5: float32 sums in another order, over at most ten steps of values in [0, 1]. Where a
-gradient is so near 0 that the order of a sum decides its sign, a sign step may differ by its whole length: the
-FGSM test leaves pixels out whose gradient is below 1e-7, and smooth activations keep them rare everywhere.
+gradient is so near 0 that the order of a sum decides its sign, a sign step may differ by its whole length:
+the FGSM test leaves pixels out whose gradient is below 1e-7, and smooth activations keep them rare.
 """
 
 import keras

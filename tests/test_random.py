@@ -110,6 +110,4 @@ def test_tensorflow_and_jax_draw_the_same_bits(other):
     )
     theirs, ours = json.loads(done.stdout.splitlines()[-1]), _fingerprint()
     assert theirs["bits"] == ours["bits"]
-    np.testing.assert_allclose(
-        theirs["normal"], ours["normal"], rtol=1e-5
-    )  # erfinv is approximated differently
+    np.testing.assert_allclose(theirs["normal"], ours["normal"], rtol=1e-5)  # erfinv is approximated differently

@@ -2,6 +2,8 @@
 
 from kerasdef.attacks.base import Attack as Attack
 from kerasdef.attacks.carlini_wagner import CarliniWagner as CarliniWagner
+from kerasdef.attacks.gma import GMA as GMA
+from kerasdef.attacks.gma import gma_analysis as gma_analysis
 from kerasdef.attacks.goals import Evade as Evade
 from kerasdef.attacks.goals import Goal as Goal
 from kerasdef.attacks.goals import Hit as Hit
@@ -11,7 +13,5 @@ from kerasdef.attacks.gradient import FGSM as FGSM
 from kerasdef.attacks.gradient import MIM as MIM
 from kerasdef.attacks.gradient import PGD as PGD
 from kerasdef.attacks.gradient import GradientAttack as GradientAttack
-from kerasdef.attacks.wrappers import Targeted as Targeted
-from kerasdef.attacks.gma import GMA as GMA
-from kerasdef.attacks.gma import gma_analysis as gma_analysis
 from kerasdef.attacks.wrappers import Cycled as Cycled
+from kerasdef.attacks.wrappers import Targeted as Targeted

@@ -147,9 +147,7 @@ class Attack(ABC):
             )
             y = np.argmax(models.predict_logits(model, x), axis=-1)
         y = checks.labels("y", y, n=len(x), classes=model.output_shape[-1])
-        return self._run(
-            model, x, y.astype("int32"), batch_size, checks.non_negative_int("seed", seed), progress
-        )
+        return self._run(model, x, y.astype("int32"), batch_size, checks.non_negative_int("seed", seed), progress)
 
     def _view(self, model):
         return models.logits_view(model)
@@ -180,15 +178,21 @@ class Attack(ABC):
                 adv = select(wrong, x, state["adv"])  # not a random start
                 return {**state, "adv": adv, "done": ops.logical_or(state["done"], wrong), "wrong": wrong}
 
-            def advance(x, y, state):
-                model = reference()
-                state = dict(state)
-                wrong = state.pop("wrong")
-                state = ops.fori_loop(0, attack.chunk, lambda i, s: attack.step(model, x, y, s), state)
-                state = attack.judge(model, x, y, state)
-                return {**state, "done": ops.logical_or(state["done"], wrong), "wrong": wrong}
+            def step(x, y, state):
+                return attack.step(reference(), x, y, state)
 
-            kept[attack] = (backend.compiled(start, model), backend.compiled(advance, model))
+            def judge(x, y, state, wrong):
+                state = attack.judge(reference(), x, y, state)
+                return {**state, "done": ops.logical_or(state["done"], wrong)}
+
+            steps, look = backend.repeated(step, attack.chunk, model), backend.compiled(judge, model)
+
+            def advance(x, y, state):
+                wrong = state["wrong"]
+                state = steps(x, y, {k: v for k, v in state.items() if k != "wrong"})
+                return {**look(x, y, state, wrong), "wrong": wrong}
+
+            kept[attack] = (backend.compiled(start, model), advance)
         return kept[attack]
 
     def __repr__(self) -> str:
@@ -235,9 +239,7 @@ class _Pool:
         index = np.arange(self.next, min(self.next + size, len(x)))
         self.next += len(index)
         rows = models.pad(index, size)
-        state = self.start(
-            x[rows], y[rows], sample_seeds(seed, rows), {k: v[rows] for k, v in numbers.items()}
-        )
+        state = self.start(x[rows], y[rows], sample_seeds(seed, rows), {k: v[rows] for k, v in numbers.items()})
         state = {k: ops.convert_to_numpy(v)[: len(index)] for k, v in state.items()}
         return index, state
 
@@ -260,9 +262,7 @@ class _Pool:
                 index, state = index[going], {k: v[going] for k, v in state.items()}
             taken = min(room, len(index))
             kept.append((index[:taken], {k: v[:taken] for k, v in state.items()}))
-            self.reserve = (
-                (index[taken:], {k: v[taken:] for k, v in state.items()}) if taken < len(index) else None
-            )
+            self.reserve = (index[taken:], {k: v[taken:] for k, v in state.items()}) if taken < len(index) else None
             room -= taken
         self.index = np.concatenate([i for i, _ in kept]) if kept else self.index
         if not len(self.index):
@@ -270,7 +270,7 @@ class _Pool:
         size = next(s for s in reversed(self.sizes) if s >= len(self.index))
         x, y, _, _ = self.source
         rows = models.pad(self.index, size)
-        self.x, self.y = x[rows], y[rows]
+        self.x, self.y = ops.convert_to_tensor(x[rows]), ops.convert_to_tensor(y[rows])
         self.state = {k: models.pad(np.concatenate([s[k] for _, s in kept]), size) for k in kept[0][1]}
         self.full = True
         return True

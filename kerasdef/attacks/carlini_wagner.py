@@ -13,6 +13,7 @@ from kerasdef.attacks.base import Attack, select
 _INSIDE = 0.999999  # tanh never reaches the bounds: images are pulled in by this factor (authors' code)
 _WITHOUT_END = 1e10  # upper end of the search before c has been too large once (authors' code)
 _STALL = 0.9999  # a loss above this share of the last look's has stalled (authors' code)
+_LOOK = 10  # fewest steps between two looks: a few steps of Adam may rise before they fall
 _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # Adam's defaults (Kingma and Ba, 2015)
 
 
@@ -112,16 +113,14 @@ class CarliniWagner(Attack):
         rate = self.learning_rate * ops.sqrt(1 - _BETA2**time) / (1 - _BETA1**time)
         w = state["w"] - rate * m / (ops.sqrt(v) + _TINY)
 
-        looks = t % max(1, self.steps // 10) == 0
+        looks = t % max(_LOOK, self.steps // 10) == 0
         stalled = ops.logical_and(looks, value > _STALL * state["last"])
         over = t >= self.steps
         if self.abort_early:
             over = ops.logical_or(over, stalled)
 
         high = ops.where(ops.logical_and(over, found), ops.minimum(state["high"], c), state["high"])
-        low = ops.where(
-            ops.logical_and(over, ops.logical_not(found)), ops.maximum(state["low"], c), state["low"]
-        )
+        low = ops.where(ops.logical_and(over, ops.logical_not(found)), ops.maximum(state["low"], c), state["low"])
         following = ops.where(high < _WITHOUT_END, (low + high) / 2, c * 10)
         search = state["search"] + ops.cast(over, "int32")
         return {

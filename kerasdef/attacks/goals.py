@@ -69,8 +69,6 @@ class Evade(Goal):
         else:
             merged = ops.where(y == self.reject, true, ops.logaddexp(true, rejected))
         at_y = ops.one_hot(ops.cast(y, "int32"), k, dtype=logits.dtype)
-        far = (
-            ops.one_hot(ops.full_like(ops.cast(y, "int32"), self.reject), k, dtype=logits.dtype) * losses.FAR
-        )
+        far = ops.one_hot(ops.full_like(ops.cast(y, "int32"), self.reject), k, dtype=logits.dtype) * losses.FAR
         far = far * (1.0 - at_y)  # a label that is the rejected class itself stays in its place
         return loss(logits * (1.0 - at_y) + ops.expand_dims(merged, -1) * at_y - far, y)

@@ -123,11 +123,9 @@ class GradientAttack(Attack):
             state = self._remember(state, value, logits, y)
         memory = {k: state[k] for k in self.direction.init(x)}
         move, memory = self.direction.update(grad, memory)
-        length = (
-            eps * (self.relative_step / self.steps) if self.step_size is None else self.step_size + 0.0 * eps
-        )
-        delta = now - x + norms.per_sample(length, x) * self.norm.steepest(move)
-        moved = ops.clip(x + self.norm.project(delta, eps), *self.bounds)
+        length = eps * (self.relative_step / self.steps) if self.step_size is None else self.step_size + 0.0 * eps
+        moved = ops.clip(now + norms.per_sample(length, x) * self.norm.steepest(move), *self.bounds)
+        moved = ops.clip(x + self.norm.project(moved - x, eps), *self.bounds)  # again: float noise
         if self.steps % self.chunk:  # the last chunk runs past `steps`
             moved = select(state["count"] < self.steps, moved, now)
         return state | memory | {"now": moved, "count": state["count"] + 1}

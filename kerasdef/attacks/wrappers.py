@@ -55,9 +55,7 @@ class Targeted:
             targets = checks.labels("targets", self.targets, n=n, classes=k)
             equal = np.flatnonzero(targets == y)
             if len(equal):
-                raise ValueError(
-                    f"`targets` must differ from the true labels. Received: {len(equal)} equal to `y`"
-                )
+                raise ValueError(f"`targets` must differ from the true labels. Received: {len(equal)} equal to `y`")
             return targets
         if self.targets == "random":
             return (y + np.random.default_rng(seed).integers(1, k, size=n)) % k

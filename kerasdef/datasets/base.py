@@ -63,9 +63,7 @@ class Dataset:
         fields = {"bounds": limits}
         shape, count = None, None if names is None else len(names)
         for split in ("train", "valid", "test"):
-            x = _inputs(
-                f"x_{split}", getattr(self, f"x_{split}"), limits, shape, may_be_empty=split == "valid"
-            )
+            x = _inputs(f"x_{split}", getattr(self, f"x_{split}"), limits, shape, may_be_empty=split == "valid")
             shape = x.shape[1:]
             y = checks.labels(f"y_{split}", getattr(self, f"y_{split}"), n=len(x), classes=count)
             groups = getattr(self, f"groups_{split}")
@@ -101,9 +99,7 @@ class Dataset:
     ) -> Dataset:
         """Return a data set without a validation split. Arguments and errors are those of `Dataset`."""
         empty = np.empty((0, *np.shape(x_train)[1:]), "float32")
-        return cls(
-            name, x_train, y_train, empty, np.empty(0, "int64"), x_test, y_test, class_names, bounds, "arrays"
-        )
+        return cls(name, x_train, y_train, empty, np.empty(0, "int64"), x_test, y_test, class_names, bounds, "arrays")
 
     @property
     def classes(self) -> int:
@@ -174,9 +170,7 @@ class Dataset:
                 than two training samples.
         """
         if self.n_valid:
-            raise ValueError(
-                f"The validation split must be empty. Received: {self.n_valid} validation samples"
-            )
+            raise ValueError(f"The validation split must be empty. Received: {self.n_valid} validation samples")
         groups = self.groups_train
         kept, held = hold_out(self.y_train, _share("size", size), seed, groups)
         return replace(
@@ -208,9 +202,7 @@ class Dataset:
             if n is None:
                 continue
             if checks.positive_int(f"n_{split}", n) > len(y):
-                raise ValueError(
-                    f"`n_{split}` must be at most the {len(y)} samples there are. Received: n_{split}={n}"
-                )
+                raise ValueError(f"`n_{split}` must be at most the {len(y)} samples there are. Received: n_{split}={n}")
             index = _stratified_choice(y, n, seed)
             groups = getattr(self, f"groups_{split}")
             fields |= {
@@ -281,9 +273,7 @@ def _hold_out_groups(y, size, seed, groups):
         nearest = 1 + int(np.argmin(np.abs(reached - size * reached[-1])))
         held[own[: min(nearest, len(own) - 1)]] = True  # at least one group of each class is kept
     if not held.any():
-        raise ValueError(
-            "A split by group needs a class with at least two groups. Received: one group in every class"
-        )
+        raise ValueError("A split by group needs a class with at least two groups. Received: one group in every class")
     return rng.permutation(np.flatnonzero(~held[member])), rng.permutation(np.flatnonzero(held[member]))
 
 
@@ -307,9 +297,7 @@ def _inputs(name, x, limits, shape, *, may_be_empty) -> np.ndarray:
     if may_be_empty and x.ndim and len(x) == 0:
         return np.empty((0, *shape), "float32")
     if x.dtype == np.uint8 and limits == (0.0, 1.0):
-        x = np.divide(
-            x, np.float32(255), dtype="float32"
-        )  # the same values as astype and divide, one array less
+        x = np.divide(x, np.float32(255), dtype="float32")  # the same values as astype and divide, one array less
     return checks.images(name, x, limits=limits, shape=shape)
 
 

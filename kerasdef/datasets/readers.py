@@ -55,16 +55,12 @@ def read_npz(path: Path) -> Arrays:
                 raise ValueError("a single array, not an archive of arrays")
             missing = [key for key in KEYS if key not in packed.files]
             if missing:
-                raise ValueError(
-                    f"missing {', '.join(missing)}; found {', '.join(packed.files) or 'nothing'}"
-                )
+                raise ValueError(f"missing {', '.join(missing)}; found {', '.join(packed.files) or 'nothing'}")
             arrays = {key: packed[key] for key in (*KEYS, *OPTIONAL) if key in packed.files}
             if "tracks_train" in packed.files:
                 arrays.setdefault("groups_train", packed["tracks_train"])
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path} must be an .npz file with the arrays {', '.join(KEYS)}. Received: {error}"
-        ) from error
+        raise ValueError(f"{path} must be an .npz file with the arrays {', '.join(KEYS)}. Received: {error}") from error
     if ("x_valid" in arrays) != ("y_valid" in arrays):
         raise ValueError(f"{path} must hold both x_valid and y_valid, or neither. Received: one of them")
     return arrays
@@ -107,9 +103,7 @@ def read_cifar10(path: Path) -> Arrays:
             with tarfile.open(path) as tar:
                 batches = [_cifar_batch(tar.extractfile(f"{CIFAR_FOLDER}/{n}").read()) for n in CIFAR_BATCHES]
     except (ValueError, KeyError, EOFError, zlib.error, pickle.UnpicklingError, tarfile.TarError) as error:
-        raise ValueError(
-            f"{path} must hold the CIFAR-10 batches of the Python version. Received: {error}"
-        ) from error
+        raise ValueError(f"{path} must hold the CIFAR-10 batches of the Python version. Received: {error}") from error
     train, (x_test, y_test) = batches[:-1], batches[-1]
     return {
         "x_train": np.concatenate([x for x, _ in train]),
@@ -159,9 +153,7 @@ def read_gtsrb(train: Path, test: Path, test_labels: Path) -> Arrays:
     """
     x_train, y_train, tracks = _archive(train, _gtsrb_train)
     rows = _archive(test_labels, lambda archive: _table(archive, GTSRB_TEST_LABELS))
-    x_test = _archive(
-        test, lambda archive: _crops(archive, [(f"{GTSRB_TEST}/{r['Filename']}", r) for r in rows])
-    )
+    x_test = _archive(test, lambda archive: _crops(archive, [(f"{GTSRB_TEST}/{r['Filename']}", r) for r in rows]))
     _, groups = np.unique(tracks, axis=0, return_inverse=True)
     return {
         "x_train": x_train,

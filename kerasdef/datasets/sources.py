@@ -139,9 +139,7 @@ def as_dataset(data: str | Path | Dataset | tuple) -> Dataset:
         checks.several_classes("y", y)
         train, test = hold_out(y, 0.30)
         return Dataset.from_arrays(x[train], y[train], x[test], y[test])
-    received = (
-        f"{type(data).__name__} of length {len(data)}" if isinstance(data, tuple | list) else repr(data)
-    )
+    received = f"{type(data).__name__} of length {len(data)}" if isinstance(data, tuple | list) else repr(data)
     raise ValueError(
         "`data` must be a name, a path to an .npz file, a Dataset, (x, y) or "
         f"(x_train, y_train, x_test, y_test). Received: {received}"
@@ -235,11 +233,7 @@ def _where_we_looked(name: str, reason: str) -> str:
     places = [str(folder / f"{name}.npz") for folder in _folders()]
     if FOLDER_VARIABLE not in os.environ:
         places.insert(0, f"{FOLDER_VARIABLE} (not set)")
-    places += (
-        [str(_folders()[0] / archive) for archive in GTSRB_ARCHIVES]
-        if name == "gtsrb"
-        else [str(_keras_cache())]
-    )
+    places += [str(_folders()[0] / archive) for archive in GTSRB_ARCHIVES] if name == "gtsrb" else [str(_keras_cache())]
     return (
         f"The data set {name!r} was not found. Looked for: {'; '.join(places)}. {reason} "
         f"Offline: put {name}.npz with the arrays x_train, y_train, x_test, y_test (uint8 images and labels) "
@@ -353,9 +347,7 @@ def _download_mnist() -> Found:
 
 def _download_fashion() -> Found:
     file = readers.FASHION_FILES["y_test"]
-    return _keras_download(
-        "fashion_mnist", f"https://storage.googleapis.com/tensorflow/tf-keras-datasets/{file}"
-    )
+    return _keras_download("fashion_mnist", f"https://storage.googleapis.com/tensorflow/tf-keras-datasets/{file}")
 
 
 def _download_cifar10() -> Found:

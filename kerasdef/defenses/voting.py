@@ -47,9 +47,7 @@ def decide(logits):
     probabilities = ops.mean(ops.softmax(logits, axis=-1), axis=1)
     ballots = ops.one_hot(ops.argmax(logits, axis=-1), logits.shape[-1], dtype="float32")
     votes = ops.sum(ballots, axis=1)
-    label = ops.argmax(
-        votes + 0.5 * probabilities, axis=-1
-    )  # less than one vote: decides between equals only
+    label = ops.argmax(votes + 0.5 * probabilities, axis=-1)  # less than one vote: decides between equals only
     return label, votes, probabilities
 
 
@@ -99,9 +97,7 @@ class Vote(keras.layers.Layer):
         return {**super().get_config(), "reject": self.reject}
 
 
-def voting_model(
-    members: Sequence[keras.Model], *, reject: int | None = None, name: str = "vote"
-) -> keras.Model:
+def voting_model(members: Sequence[keras.Model], *, reject: int | None = None, name: str = "vote") -> keras.Model:
     """Join classifiers into one model from images to a decision.
 
     Args:

@@ -108,9 +108,7 @@ def withstood(outcome: Outcome, reject: int | None) -> np.ndarray:
     return right if reject is None else right | (outcome.predicted == reject)
 
 
-def measure(
-    clean: Outcome | None, attacked: Outcome | None, reject: int | None, column: str
-) -> dict[str, float]:
+def measure(clean: Outcome | None, attacked: Outcome | None, reject: int | None, column: str) -> dict[str, float]:
     """Every number about one model, from its clean images and one set of attacked ones.
 
     A number that cannot be known (no clean images, no attacked ones, no reject class, no score) is NaN. A
@@ -184,9 +182,7 @@ def _floats(name: str, values, n: int) -> np.ndarray | None:
         return None
     values = np.asarray(values, dtype="float32")
     if values.shape != (n,):
-        raise ValueError(
-            f"`{name}` must have one value for each of the {n} samples. Received: shape={values.shape}"
-        )
+        raise ValueError(f"`{name}` must have one value for each of the {n} samples. Received: shape={values.shape}")
     if not np.all(np.isfinite(values)):
         raise ValueError(
             f"`{name}` must be finite. Received: {int(np.sum(~np.isfinite(values)))} values NaN or infinite"

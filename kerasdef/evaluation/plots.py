@@ -42,9 +42,7 @@ def draw_all(report: Report) -> dict[str, tuple[Figure, str]]:
         caption = f"What {report.main} said of attacked images. Left and right are different attackers."
         drawn["paper_vs_adaptive"] = paper_vs_adaptive(report), caption
     if report.attacks("paper"):
-        caption = (
-            "Labeled right: the true class, or adversarial for attacked images where a model can say so."
-        )
+        caption = "Labeled right: the true class, or adversarial for attacked images where a model can say so."
         drawn["before_after"] = before_after(report), caption
     if attacked:
         caption = "Share of attacked images with a label that is neither the true class nor adversarial."
@@ -53,9 +51,7 @@ def draw_all(report: Report) -> dict[str, tuple[Figure, str]]:
         caption = f"Detector of {report.main}: attacked images found against clean images flagged by mistake."
         drawn["detection_roc"] = detection_roc(report), caption
     for column in attacked:
-        name = next(
-            (a for a in report.attacks(column) if len(set(report.by_radius(a, column)["radius"])) > 1), None
-        )
+        name = next((a for a in report.attacks(column) if len(set(report.by_radius(a, column)["radius"])) > 1), None)
         if name:
             caption = f"{name} by radius, with 95 % Wilson bands. The mean over radii hides the strong ones."
             drawn[f"radius_{column}"] = accuracy_per_radius(report, name, column), caption
@@ -118,9 +114,7 @@ def before_after(report: Report, models: Sequence[str] | None = None) -> Figure:
         _bars(ax, at, shares, k, len(models), model)
     _attack_axis(ax, ["clean", *attacks], "labeled right")
     _legend(figure, ax)
-    return _titled(
-        figure, report, "before and after each attack, as the paper did it", _sizes(report, "paper")
-    )
+    return _titled(figure, report, "before and after each attack, as the paper did it", _sizes(report, "paper"))
 
 
 def success_rates(report: Report, models: Sequence[str] | None = None) -> Figure:
@@ -199,9 +193,7 @@ def accuracy_per_radius(report: Report, attack: str = "gma", column: str = "pape
         mine = rows[(rows["model"] == model) & (rows["radius"] > 0)]
         color, marker = COLORS[k % 8], "osD^vPX*"[k % 8]
         ax.plot(mine["radius"], mine["withstood"], marker=marker, markersize=4, color=color, label=model)
-        ax.fill_between(
-            mine["radius"], mine["withstood_low"], mine["withstood_high"], color=color, alpha=0.15, lw=0
-        )
+        ax.fill_between(mine["radius"], mine["withstood_low"], mine["withstood_high"], color=color, alpha=0.15, lw=0)
     ax.set_xscale("log")
     ax.set_xlabel("radius (input units)")
     ax.set_ylabel("labeled right")
@@ -237,9 +229,7 @@ def detection_roc(report: Report, model: str | None = None) -> Figure:
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     _shares(ax)
     _legend(figure, ax)
-    return _titled(
-        figure, report, f"detector of {found[0].model}", f"n = {len(clean)} clean, {_span(found)} attacked"
-    )
+    return _titled(figure, report, f"detector of {found[0].model}", f"n = {len(clean)} clean, {_span(found)} attacked")
 
 
 def paper_vs_adaptive(report: Report, model: str | None = None) -> Figure:
@@ -259,9 +249,7 @@ def paper_vs_adaptive(report: Report, model: str | None = None) -> Figure:
         base, at = np.zeros(len(rows)), np.arange(len(rows))
         for name, label, color, hatch in parts:
             height = np.array([r[name] for r in rows])
-            ax.bar(
-                at, height, 0.6, bottom=base, color=color, label=label, hatch=hatch, edgecolor="white", lw=0.5
-            )
+            ax.bar(at, height, 0.6, bottom=base, color=color, label=label, hatch=hatch, edgecolor="white", lw=0.5)
             for x, low, value in zip(at, base, height, strict=True):
                 if value >= 0.06:
                     ink = "black" if color == COLORS[5] else "white"
@@ -279,17 +267,11 @@ def paper_vs_adaptive(report: Report, model: str | None = None) -> Figure:
             base = base + height
         if rows:
             middle = np.array([r["withstood"] for r in rows])
-            ends = np.array(
-                [[r["withstood"] - r["withstood_low"], r["withstood_high"] - r["withstood"]] for r in rows]
-            )
-            ax.errorbar(
-                at, middle, yerr=np.clip(ends.T, 0, None), fmt="none", color="black", capsize=4, lw=1.2
-            )
+            ends = np.array([[r["withstood"] - r["withstood_low"], r["withstood_high"] - r["withstood"]] for r in rows])
+            ax.errorbar(at, middle, yerr=np.clip(ends.T, 0, None), fmt="none", color="black", capsize=4, lw=1.2)
             sizes = f" ({_span([report.outcome(model, a, column) for a in attacks], 'n = ')})"
         else:
-            ax.text(
-                0.5, 0.5, "not measured", ha="center", transform=ax.transAxes, fontsize=11, color="#777777"
-            )
+            ax.text(0.5, 0.5, "not measured", ha="center", transform=ax.transAxes, fontsize=11, color="#777777")
             sizes = ""
         _attack_axis(ax, attacks, "attacked images")
         ax.set_title(_TITLES[column] + sizes, fontsize=10)
@@ -302,9 +284,7 @@ def _scored(report: Report, model: str | None = None) -> list:
     found = [report.outcome(model, a, c) for c in COLUMNS for a in report.attacks(c, model)]
     clean = [report.clean(model, o.column) for o in found]
     return [
-        o
-        for o, c in zip(found, clean, strict=True)
-        if o.score is not None and c is not None and c.score is not None
+        o for o, c in zip(found, clean, strict=True) if o.score is not None and c is not None and c.score is not None
     ]
 
 
@@ -317,9 +297,7 @@ def _figure(panels: int, bars: int) -> tuple[Figure, np.ndarray]:
     return figure, axes
 
 
-def _bars(
-    ax, at: list[int], shares: list[tuple], k: int, of: int, label: str, color: str | None = None
-) -> None:
+def _bars(ax, at: list[int], shares: list[tuple], k: int, of: int, label: str, color: str | None = None) -> None:
     """Bars number `k` of `of` per position; `shares` are (value, low, high)."""
     values, low, high = np.array(shares, dtype="float64").T
     ends = np.clip(np.stack([values - low, high - values]), 0, None)
@@ -372,9 +350,7 @@ def _titled(figure: Figure, report: Report, text: str, sizes: str = "") -> Figur
 
 
 def _sizes(report: Report, column: str) -> str:
-    return _span(
-        [o for o in report.outcomes if o.column == column and o.attack not in ("clean", POOLED)], "n = "
-    )
+    return _span([o for o in report.outcomes if o.column == column and o.attack not in ("clean", POOLED)], "n = ")
 
 
 def _span(outcomes: Sequence, prefix: str = "") -> str:

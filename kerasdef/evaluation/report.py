@@ -97,9 +97,7 @@ class Report:
         _check_outcomes(self.outcomes, self.classes, self.reject)
         self.class_names = [str(v) for v in (range(classes) if class_names is None else class_names)]
         if len(self.class_names) != self.classes:
-            raise ValueError(
-                f"`class_names` must be {classes} names. Received: class_names={self.class_names!r}"
-            )
+            raise ValueError(f"`class_names` must be {classes} names. Received: class_names={self.class_names!r}")
         self.settings = _plain(dict(settings or {}), "settings")
         self.seed = int(seed)
         self.dataset = str(dataset)
@@ -189,9 +187,7 @@ class Report:
         rows = []
         for column in COLUMNS:
             for model in self.models:
-                has_clean = any(
-                    (o.model, o.column, o.attack) == (model, column, CLEAN) for o in self.outcomes
-                )
+                has_clean = any((o.model, o.column, o.attack) == (model, column, CLEAN) for o in self.outcomes)
                 names = self.attacks(column, model)
                 for attack in [CLEAN] * has_clean + names + [POOLED] * bool(names):
                     head = {"column": column, "model": model, "attack": attack}
@@ -206,9 +202,7 @@ class Report:
     def mean_detection_accuracy(self, model: str, column: str = "paper") -> float:
         """Mean detection accuracy over the attacks of a column; NaN without a reject class or attacks."""
         checks.one_of("model", model, self.models)
-        values = [
-            self._row(model, attack, column)["detection_accuracy"] for attack in self.attacks(column, model)
-        ]
+        values = [self._row(model, attack, column)["detection_accuracy"] for attack in self.attacks(column, model)]
         return float(np.mean(values)) if values else math.nan
 
     def by_radius(self, attack: str, column: str = "paper") -> pd.DataFrame:
@@ -245,9 +239,7 @@ class Report:
         checks.one_of("model", model, self.models)
         names = self.attacks(column, model)
         if not names:
-            raise ValueError(
-                f"`column` must have attacks on the model {model!r}. Received: column={column!r}"
-            )
+            raise ValueError(f"`column` must have attacks on the model {model!r}. Received: column={column!r}")
         found = [self.outcome(model, name, column) for name in names]
         images = reduce(np.intersect1d, [np.unique(o.index) for o in found])
         broken = np.concatenate([o.index[~withstood(o, self.rejects(model))] for o in found])
@@ -263,9 +255,7 @@ class Report:
         }
         return result | {"robust_accuracy": share if column == "adaptive" else math.nan}
 
-    def compare(
-        self, other: str, model: str = "mia", attack: str = POOLED, column: str = "paper"
-    ) -> dict[str, float]:
+    def compare(self, other: str, model: str = "mia", attack: str = POOLED, column: str = "paper") -> dict[str, float]:
         """Exact McNemar test of two models on the images they have in common.
 
         A model is right on a clean image it labels with the true class, and on an attacked one that it labels
@@ -294,9 +284,7 @@ class Report:
         names = self.attacks(column, model) if attack == POOLED else [attack]
         found = [(name, self.outcome(model, name, column)) for name in names]
         if not found:
-            raise ValueError(
-                f"`column` must have attacks on the model {model!r}. Received: column={column!r}"
-            )
+            raise ValueError(f"`column` must have attacks on the model {model!r}. Received: column={column!r}")
         parts = []
         for name, o in found:
             right = o.predicted == o.y if name == CLEAN else withstood(o, self.rejects(model))
@@ -339,8 +327,7 @@ class Report:
             "settings": self.settings,
             "metrics": _records(self._frame),
             "mean_detection_accuracy": {
-                c: {m: self.mean_detection_accuracy(m, c) for m in self.models if self.attacks(c, m)}
-                for c in COLUMNS
+                c: {m: self.mean_detection_accuracy(m, c) for m in self.models if self.attacks(c, m)} for c in COLUMNS
             },
             "by_radius": {c: {a: rows for a, rows in per_radius[c].items() if rows} for c in COLUMNS},
             "worst_case": worst,
@@ -360,9 +347,7 @@ class Report:
     __hash__ = None
 
     def __repr__(self) -> str:
-        return (
-            f"Report({self.dataset!r}, models={self.models}, outcomes={len(self.outcomes)}, seed={self.seed})"
-        )
+        return f"Report({self.dataset!r}, models={self.models}, outcomes={len(self.outcomes)}, seed={self.seed})"
 
     # For readers
 
@@ -375,12 +360,8 @@ class Report:
         """
         models = self.shown if models is None else [checks.one_of("models", m, self.models) for m in models]
         parts = [self._headline(), *self._paper_tables(models), self._adaptive_table(models)]
-        console = Console(
-            file=io.StringIO(), width=width, force_terminal=False, color_system=None, emoji=False
-        )
-        about = [
-            f"{self.dataset or 'data'}: {self.classes} classes, seed {self.seed}. Shares in %, [95 % Wilson]."
-        ]
+        console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None, emoji=False)
+        about = [f"{self.dataset or 'data'}: {self.classes} classes, seed {self.seed}. Shares in %, [95 % Wilson]."]
         for part in [*about, *[p for p in parts if p is not None], *[f"Flag: {f}" for f in self.flags]]:
             console.print(Text(part) if isinstance(part, str) else part)
         return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines()) + "\n"
@@ -471,9 +452,7 @@ class Report:
                 row = self._row(model, attack, "adaptive")
                 names = ("clean_accuracy", "adversarial_accuracy", "detected", "attack_success")
                 cells = [percent(row, name) for name in names]
-                table.add_row(
-                    *_texts(model, attack, str(row["n"]), *cells, percent(row, "robust_accuracy", "robust"))
-                )
+                table.add_row(*_texts(model, attack, str(row["n"]), *cells, percent(row, "robust_accuracy", "robust")))
             if len(self.attacks("adaptive", model)) > 1:
                 worst = self.worst_case(model, "adaptive")
                 share = percent(worst, "robust_accuracy", "withstood")
@@ -492,9 +471,7 @@ class Report:
         return table
 
     def _cell(self, model: str, attack: str, column: str, name: str) -> str:
-        return (
-            percent(self._row(model, attack, column), name) if attack in self.attacks(column, model) else "-"
-        )
+        return percent(self._row(model, attack, column), name) if attack in self.attacks(column, model) else "-"
 
     # On disk
 
@@ -533,18 +510,11 @@ class Report:
         if figures is None:
             from kerasdef.evaluation import plots  # as in `save`
 
-            figures = {
-                name: (caption, _png(figure)) for name, (figure, caption) in plots.draw_all(self).items()
-            }
-        uris = [
-            (n, c, "data:image/png;base64," + base64.b64encode(png).decode())
-            for n, (c, png) in figures.items()
-        ]
+            figures = {name: (caption, _png(figure)) for name, (figure, caption) in plots.draw_all(self).items()}
+        uris = [(n, c, "data:image/png;base64," + base64.b64encode(png).decode()) for n, (c, png) in figures.items()]
         loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
         page = jinja2.Environment(autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True)
-        page.filters.update(
-            percent=_percent, seconds=_seconds, pretty=lambda v: json.dumps(v, ensure_ascii=False)
-        )
+        page.filters.update(percent=_percent, seconds=_seconds, pretty=lambda v: json.dumps(v, ensure_ascii=False))
         page.tests["known"] = lambda v: v is not None and not (isinstance(v, float) and math.isnan(v))
         frame = self._frame.to_dict("records")
         return page.get_template("report.html").render(
@@ -555,8 +525,7 @@ class Report:
             meanings=MEANINGS,
             cell=percent,
             radii={
-                c: {a: t.to_dict("records") for a in self.attacks(c) if len(t := self.by_radius(a, c))}
-                for c in COLUMNS
+                c: {a: t.to_dict("records") for a in self.attacks(c) if len(t := self.by_radius(a, c))} for c in COLUMNS
             },
             comparisons=self.comparisons().to_dict("records"),
             total=sum(self.phases.values()),
@@ -578,14 +547,10 @@ class Report:
             raise ValueError(f"`folder` must hold a report.json. Received: folder={str(folder)!r}")
         record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         if record.get("schema") != SCHEMA:
-            raise ValueError(
-                f"`schema` must be {SCHEMA} in report.json. Received: schema={record.get('schema')!r}"
-            )
+            raise ValueError(f"`schema` must be {SCHEMA} in report.json. Received: schema={record.get('schema')!r}")
         data = (folder / record["outcomes"]["file"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != record["outcomes"]["sha256"]:
-            raise ValueError(
-                "`folder` must hold the outcomes.npz that belongs to report.json. Received: another one"
-            )
+            raise ValueError("`folder` must hold the outcomes.npz that belongs to report.json. Received: another one")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         outcomes = []
@@ -608,10 +573,7 @@ class Report:
 
     def _npz(self) -> bytes:
         arrays = {
-            f"{i}/{n}": v
-            for i, o in enumerate(self.outcomes)
-            for n in ARRAYS
-            if (v := getattr(o, n)) is not None
+            f"{i}/{n}": v for i, o in enumerate(self.outcomes) for n in ARRAYS if (v := getattr(o, n)) is not None
         }
         if self.examples:
             for i, name in enumerate(self.examples["attacks"]):
@@ -624,12 +586,8 @@ class Report:
         return buffer.getvalue()
 
     def _json(self, digest: str) -> str:
-        heads = [
-            {"model": o.model, "column": o.column, "attack": o.attack, "n": len(o)} for o in self.outcomes
-        ]
-        names = (
-            {part: list(self.examples[part]) for part in ("attacks", "predicted")} if self.examples else None
-        )
+        heads = [{"model": o.model, "column": o.column, "attack": o.attack, "n": len(o)} for o in self.outcomes]
+        names = {part: list(self.examples[part]) for part in ("attacks", "predicted")} if self.examples else None
         record = {"schema": SCHEMA} | self._record()
         record["outcomes"] = {"file": "outcomes.npz", "sha256": digest, "list": heads}
         record |= {
@@ -674,17 +632,11 @@ def _check_outcomes(outcomes: list[Outcome], classes: int, reject: int | None) -
     seen = set()
     for o in outcomes:
         if not isinstance(o, Outcome):
-            raise ValueError(
-                f"`outcomes` must be a non-empty list of Outcome. Received: an item of {type(o).__name__}"
-            )
+            raise ValueError(f"`outcomes` must be a non-empty list of Outcome. Received: an item of {type(o).__name__}")
         if _key(o) in seen:
-            raise ValueError(
-                f"`outcomes` must hold each model, column and attack once. Received: {_key(o)!r} twice"
-            )
+            raise ValueError(f"`outcomes` must hold each model, column and attack once. Received: {_key(o)!r} twice")
         if o.attack == POOLED:
-            raise ValueError(
-                f"`attack` must be another name, {POOLED!r} is the sum. Received: attack={o.attack!r}"
-            )
+            raise ValueError(f"`attack` must be another name, {POOLED!r} is the sum. Received: attack={o.attack!r}")
         seen.add(_key(o))
         checks.labels("y", o.y, classes=classes)
         checks.labels("predicted", o.predicted, classes=classes + (reject is not None))
@@ -694,20 +646,14 @@ def _check_examples(examples: Mapping | None) -> dict:
     if not examples:
         return {}
     if set(examples) != set(_EXAMPLES):
-        raise ValueError(
-            f"`examples` must have {', '.join(_EXAMPLES)}. Received: {', '.join(map(str, examples))}"
-        )
+        raise ValueError(f"`examples` must have {', '.join(_EXAMPLES)}. Received: {', '.join(map(str, examples))}")
     images = np.asarray(examples["images"], dtype="float32")
     attacks = {str(k): np.asarray(v, dtype="float32") for k, v in examples["attacks"].items()}
     for name, x in attacks.items():
         if x.shape != images.shape:
-            raise ValueError(
-                f"`examples` must be of shape {images.shape}. Received: {name} of shape {x.shape}"
-            )
+            raise ValueError(f"`examples` must be of shape {images.shape}. Received: {name} of shape {x.shape}")
     labels = checks.labels("examples", examples["labels"], n=len(images))
-    predicted = {
-        str(k): checks.labels("examples", v, n=len(images)) for k, v in examples["predicted"].items()
-    }
+    predicted = {str(k): checks.labels("examples", v, n=len(images)) for k, v in examples["predicted"].items()}
     return {"images": images, "attacks": attacks, "labels": labels, "predicted": predicted}
 
 
@@ -752,9 +698,7 @@ def _plain(value, name: str):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    raise ValueError(
-        f"`{name}` must hold numbers, strings, lists and dicts. Received: {type(value).__name__}"
-    )
+    raise ValueError(f"`{name}` must hold numbers, strings, lists and dicts. Received: {type(value).__name__}")
 
 
 def _rounded(value):

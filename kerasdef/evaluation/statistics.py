@@ -61,9 +61,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """
     a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     if a.ndim != 1 or a.shape != b.shape or len(a) == 0:
-        raise ValueError(
-            f"`a` and `b` must be non-empty, both of shape (n,). Received: {a.shape} and {b.shape}"
-        )
+        raise ValueError(f"`a` and `b` must be non-empty, both of shape (n,). Received: {a.shape} and {b.shape}")
     a_only, b_only = int(np.sum(a & ~b)), int(np.sum(b & ~a))
     p_value = float(binomtest(a_only, a_only + b_only).pvalue) if a_only + b_only else 1.0
     difference = (a_only - b_only) / len(a)

@@ -1,4 +1,4 @@
 """Recipes: a paper's whole procedure as one call, every number with its source."""
 
 from kerasdef.recipes.mia import MIA as MIA
-from kerasdef.recipes.mia import train as train_mia
+from kerasdef.recipes.mia import MIAEach as MIAEach

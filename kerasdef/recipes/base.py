@@ -88,9 +88,7 @@ class Pieces:
 def _same(found: dict, wanted: dict, folder) -> None:
     different = [k for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
     if different:
-        shown = ", ".join(
-            f"{k}={_short(wanted.get(k))} (there: {_short(found.get(k))})" for k in different[:3]
-        )
+        shown = ", ".join(f"{k}={_short(wanted.get(k))} (there: {_short(found.get(k))})" for k in different[:3])
         raise ValueError(
             f"`out` must be a new folder, or one of a run with the same settings. Received: out={str(folder)!r}, "
             f"which differs in {shown}"

@@ -38,7 +38,7 @@ def default_attack(name: str, size: int):
     """The paper's attack of this name, for inputs of `size` values.
 
     "gma": thirty radii in Linf. "pgd" (10 steps) and "fgsm": L2 radii 1, 2 and 3 in turn, scaled by
-    sqrt(size / 784). "cw": L2, 60 steps for each of 3 values of c (paper: up to 1,000 steps, which would take hours for
+    sqrt(size / 784). "cw": L2, 100 steps for each of 3 values of c (paper: up to 1,000 steps, which would take hours for
     a training set on two cores; pass your own `CarliniWagner` for them).
     """
     checks.one_of("attacks", name, ATTACKS)
@@ -46,7 +46,7 @@ def default_attack(name: str, size: int):
     if name == "gma":
         return GMA()
     if name == "cw":
-        return CarliniWagner(steps=60, binary_search_steps=3, initial_c=1.0, learning_rate=0.1)
+        return CarliniWagner(steps=100, binary_search_steps=3, initial_c=1.0, learning_rate=0.1)
     if name == "pgd":
         return Cycled(PGD(norm="l2", steps=10, early_stop=False), radii)  # table 2: 10 iterations
     return Cycled(FGSM(norm="l2"), radii)
@@ -161,9 +161,7 @@ class MIA:
         return export(self.model, path, to=to)
 
 
-def vote(
-    members: Sequence[keras.Model], x: np.ndarray, *, batch_size: int = 512
-) -> tuple[np.ndarray, np.ndarray]:
+def vote(members: Sequence[keras.Model], x: np.ndarray, *, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
     """Labels (n,) and mean probabilities of the last class (n,) by the hard vote of the members."""
     logits = np.stack([models.predict_logits(m, x, batch_size=batch_size) for m in members], axis=1)
     return _count(logits)
@@ -343,18 +341,14 @@ class _Run:
         self.callbacks, self.show = callbacks, show
         self.k = dataset.classes
         self.test_rows = _stratified(dataset.y_test, settings.limit, derive(settings.seed, "test"))
-        self.valid_rows = _stratified(
-            dataset.y_valid, max(200, settings.limit // 4), derive(settings.seed, "valid")
-        )
+        self.valid_rows = _stratified(dataset.y_valid, max(200, settings.limit // 4), derive(settings.seed, "valid"))
 
     def record(self, per_attack: bool) -> dict:
         """Everything the results depend on."""
         return {
             "recipe": "mia",
             "dataset": self.data.name,
-            "fingerprint": fingerprint(
-                self.data.x_train, self.data.y_train, self.data.x_test, self.data.y_test
-            ),
+            "fingerprint": fingerprint(self.data.x_train, self.data.y_train, self.data.x_test, self.data.y_test),
             "attacks": {name: repr(attack) for name, attack in self.attacks.items()},
             "per_attack": bool(per_attack),
             "networks": {name: getattr(b, "__name__", type(b).__name__) for name, b in self.builders.items()},
@@ -365,9 +359,7 @@ class _Run:
 
     def build(self, role: str, *labels) -> keras.Model:
         outputs = self.k if role == "target" else self.k + 1
-        return self.builders[role](
-            self.data.input_shape, outputs, seed=derive(self.s.seed, role, *labels) % 10**6
-        )
+        return self.builders[role](self.data.input_shape, outputs, seed=derive(self.s.seed, role, *labels) % 10**6)
 
     def check_networks(self) -> None:
         """Build every network once, so that one that does not fit is found before work starts."""
@@ -419,16 +411,12 @@ class _Run:
         def make():
             right = models.predict_logits(target, x).argmax(axis=1) == y
             chosen = rows[right[rows]]
-            x_adv = attack(
-                target, x[chosen], y[chosen], seed=derive(self.s.seed, name, split), progress=self.show
-            )
+            x_adv = attack(target, x[chosen], y[chosen], seed=derive(self.s.seed, name, split), progress=self.show)
             if x_adv.shape != x[chosen].shape:
                 raise ValueError(
                     f"Attack {name!r} must return one image for each. Received: {x_adv.shape} for {x[chosen].shape}"
                 )
-            distance = np.sqrt(
-                np.sum((x_adv - x[chosen]).reshape(len(chosen), -1) ** 2, axis=1, dtype="float64")
-            )
+            distance = np.sqrt(np.sum((x_adv - x[chosen]).reshape(len(chosen), -1) ** 2, axis=1, dtype="float64"))
             moved = np.any((x_adv != x[chosen]).reshape(len(chosen), -1), axis=1)
             arrays = {
                 "x": x_adv[moved],
@@ -459,16 +447,12 @@ class _Run:
             rows = np.concatenate([rng.permutation(d.n_train) for _ in range(turns)])[: math.ceil(1.1 * most)]
             found[name] = {
                 "train": self.adversarial(pieces, target, name, "train", d.x_train, d.y_train, rows),
-                "valid": self.adversarial(
-                    pieces, target, name, "valid", d.x_valid, d.y_valid, self.valid_rows
-                ),
+                "valid": self.adversarial(pieces, target, name, "valid", d.x_valid, d.y_valid, self.valid_rows),
                 "test": self.adversarial(pieces, target, name, "test", d.x_test, d.y_test, self.test_rows),
             }
             for split, found_set in found[name].items():
                 if not len(found_set):
-                    raise ValueError(
-                        f"Attack {name!r} changed none of the {split} images that the target gets right."
-                    )
+                    raise ValueError(f"Attack {name!r} changed none of the {split} images that the target gets right.")
         return found
 
     def augmented(self, sets, names, share: float) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -560,9 +544,7 @@ class _Run:
         return found
 
     def judge_target(self, target, sets, names) -> list[Outcome]:
-        return self.judge(
-            "target", lambda x: (models.predict_logits(target, x).argmax(axis=1), None), sets, names
-        )
+        return self.judge("target", lambda x: (models.predict_logits(target, x).argmax(axis=1), None), sets, names)
 
     def adaptive(self, pieces, voters, prefix) -> list[Outcome]:
         """The attacker sees the voting model whole and wants a label that is neither true nor K."""
@@ -619,9 +601,7 @@ class _Run:
         x, y = self.data.x_test[rows], self.data.y_test[rows]
         return {"images": x, "attacks": shown, "labels": y, "predicted": predicted}
 
-    def report(
-        self, pieces, target, sets, names, outcomes, history, share, fired, accuracies, cycle
-    ) -> Report:
+    def report(self, pieces, target, sets, names, outcomes, history, share, fired, accuracies, cycle) -> Report:
         rule = f"every EAT model above {self.s.threshold:.0%} over {self.k + 1} classes on every attack"
         worst = min((v, f"{r} on {n}") for r, by in accuracies.items() for n, v in by.items())
         if fired:
@@ -677,9 +657,7 @@ class _Run:
             for o in part.report.outcomes:
                 if o.model == "mia":
                     outcomes.append(dataclasses.replace(o, model=f"mia-{name}"))
-                elif o.model == "target" and not any(
-                    p.model == "target" and p.attack == o.attack for p in outcomes
-                ):
+                elif o.model == "target" and not any(p.model == "target" and p.attack == o.attack for p in outcomes):
                     outcomes.append(o)
             history |= {f"{name}:{label}": h for label, h in part.history.items() if label != "target"}
             notes.append(f"{name}: {part.report.notes[0]}")
@@ -721,9 +699,7 @@ def _radii(attack, n: int) -> np.ndarray | None:
     if isinstance(attack, GMA | Cycled):
         return attack.radii_of(n)
     return (
-        np.broadcast_to(np.asarray(attack.eps, dtype="float32"), (n,))
-        if isinstance(attack, GradientAttack)
-        else None
+        np.broadcast_to(np.asarray(attack.eps, dtype="float32"), (n,)) if isinstance(attack, GradientAttack) else None
     )
 
 

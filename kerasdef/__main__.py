@@ -1,0 +1,5 @@
+"""`python -m kerasdef` is the command `kerasdef`."""
+
+from kerasdef.cli import main
+
+main()

@@ -1,0 +1,169 @@
+"""The command `kerasdef`: arguments in, one call of the library, a table and paths out. No logic of its own.
+
+TensorFlow is imported by the commands that need it, so help and lists come at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Adversarial robustness for Keras: train, judge and ship defended classifiers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+train_app = typer.Typer(help="Train a defense, judge it, export it.", no_args_is_help=True)
+list_app = typer.Typer(help="List what is there.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+app.add_typer(list_app, name="list")
+
+
+class Format(str, Enum):
+    """What to export to."""
+
+    saved_model = "saved_model"
+    keras = "keras"
+
+
+def _load_backend() -> None:
+    """Import Keras and look for devices, without the notices that TensorFlow's C++ code prints at its start."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    kept, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    sys.stderr.flush()
+    os.dup2(silent, 2)
+    try:
+        from kerasdef import backend
+
+        backend.has_gpu()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silent)
+
+
+def _floats(text: str, name: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"`{name}` must be numbers separated by commas. Received: {text!r}") from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+@train_app.command("mia")
+def train_mia(
+    dataset: Annotated[
+        str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, gtsrb, or an .npz file.")
+    ] = "digits",
+    out: Annotated[Path | None, typer.Option(help="Folder for the run; a killed run goes on from there.")] = None,
+    per_attack: Annotated[bool, typer.Option(help="One defense for each attack, as in the paper's tables.")] = False,
+    attacks: Annotated[str, typer.Option(help="Names separated by commas.")] = "gma,pgd,fgsm,cw",
+    shares: Annotated[str, typer.Option(help="Growing shares of adversarial images.")] = "0.15,0.25,0.40,0.50",
+    threshold: Annotated[float, typer.Option(help="Accuracy that the stop rule asks for.")] = 0.80,
+    stop: Annotated[bool, typer.Option(help="End the cycles where the stop rule fires.")] = False,
+    bootstraps: Annotated[int, typer.Option(help="Number of voters.")] = 3,
+    target: Annotated[str, typer.Option(help="Network of the undefended target.")] = "target_dnn",
+    members: Annotated[str, typer.Option(help="Networks of the EAT models.")] = "eat1,eat2,eat3",
+    target_epochs: Annotated[int | None, typer.Option(help="Passes of the target.")] = None,
+    eat_epochs: Annotated[int | None, typer.Option(help="Passes of an EAT cycle.")] = None,
+    mia_epochs: Annotated[int | None, typer.Option(help="Passes of a voter.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples in a training batch.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
+    test_size: Annotated[float, typer.Option(help="Share of the whole set held out for testing.")] = 0.30,
+    valid_size: Annotated[float, typer.Option(help="Share of the rest held out for the stop rule.")] = 0.10,
+    limit: Annotated[int, typer.Option(help="Most test images to judge on.")] = 4000,
+    adaptive_limit: Annotated[int, typer.Option(help="Most test images for the adaptive attacks.")] = 1000,
+    adaptive_steps: Annotated[int, typer.Option(help="Steps of the adaptive attacks.")] = 40,
+    seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
+) -> None:
+    """Model Integration Approach: adversarial training in growing shares, bootstraps, a vote."""
+    epochs = {"target": target_epochs, "eat": eat_epochs, "mia": mia_epochs}
+    settings = dict(
+        attacks=_names(attacks),
+        per_attack=per_attack,
+        shares=_floats(shares, "shares"),
+        threshold=threshold,
+        stop=stop,
+        bootstraps=bootstraps,
+        target=target,
+        members=_names(members),
+        epochs={k: v for k, v in epochs.items() if v is not None},
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        test_size=test_size,
+        valid_size=valid_size,
+        limit=limit,
+        adaptive_limit=adaptive_limit,
+        adaptive_steps=adaptive_steps,
+        seed=seed,
+        out=out,
+    )
+    _load_backend()
+    from kerasdef.recipes import mia
+
+    result = mia.train(dataset, **settings)
+    print(result.report.table())
+    _paths(result.files)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or a .keras file.")],
+    to: Annotated[Format, typer.Option(help="saved_model or keras.")] = Format.saved_model,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: into the run's folder.")] = None,
+) -> None:
+    """Export a trained defense, read it back and compare it with the live model."""
+    _load_backend()
+    from kerasdef.export import export_run
+
+    _paths(export_run(run, to=to.value, out=out))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Print the table of a finished run and write its report files again."""
+    from kerasdef.evaluation import Report
+
+    if not (run / "report.json").is_file():
+        raise ValueError(f"`run` must be the folder of a finished run (with a report.json). Received: run={str(run)!r}")
+    found = Report.load(run)
+    print(found.table())
+    _paths(found.save(run))
+
+
+@list_app.command("datasets")
+def list_datasets() -> None:
+    """The data sets that are known by name."""
+    from kerasdef.datasets import DATASETS
+
+    table = Table("name", "title", "images", "shape", "classes", "license")
+    for name, info in DATASETS.items():
+        table.add_row(
+            name, info.title, f"{info.samples:,}", "x".join(map(str, info.shape)), str(info.classes), info.license
+        )
+    Console().print(table)
+
+
+def _paths(files: dict[str, Path]) -> None:
+    for name, path in files.items():
+        print(f"{name:>12}  {path}")
+
+
+def main() -> None:
+    """Run the command; a wrong value is one line on stderr and exit status 2."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
