@@ -54,9 +54,7 @@ def load(name: str) -> datasets.Dataset:
     try:
         return datasets.load(name, download=False)
     except datasets.DatasetNotFound:
-        console.print(
-            f"{name} was not found: the benchmark runs on digits, its numbers are those of 8x8 images."
-        )
+        console.print(f"{name} was not found: the benchmark runs on digits, its numbers are those of 8x8 images.")
         return datasets.load("digits")
 
 
@@ -204,9 +202,7 @@ def pgd_of_foolbox(model, x, y, repeats: int) -> dict:
 def carlini_wagner(model, x, y, repeats: int) -> tuple[dict, np.ndarray]:
     attack = CarliniWagner(**C_AND_W, abort_early=False)
     x_adv = attack(model, x, y, batch_size=len(x), progress=False)
-    return {
-        "seconds": seconds(lambda: attack(model, x, y, batch_size=len(x), progress=False), repeats)
-    }, x_adv
+    return {"seconds": seconds(lambda: attack(model, x, y, batch_size=len(x), progress=False), repeats)}, x_adv
 
 
 def carlini_wagner_of_art(model, x, y, batch_size: int, warm_up: int) -> tuple[dict, np.ndarray]:
@@ -420,8 +416,7 @@ def show(found: dict) -> None:
             f"C&W L2, median change over that of {name}",
             f"{theirs['median_l2_ours'] / theirs['median_l2_theirs']:.3f}",
             "<= 1.02",
-            f"{theirs['median_l2_ours']:.3f} / {theirs['median_l2_theirs']:.3f} "
-            f"on the {theirs['both']} both broke",
+            f"{theirs['median_l2_ours']:.3f} / {theirs['median_l2_theirs']:.3f} on the {theirs['both']} both broke",
         )
     for part in found["memory"]:
         table.add_row(

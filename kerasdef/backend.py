@@ -136,8 +136,8 @@ def repeated(fn: Callable, times: int, model: keras.Model) -> Callable:
     """Compile `times` applications of a step (x, y, state) -> state.
 
     On GPUs and with JAX one compiled loop. On TensorFlow's CPU one compiled step, called `times` times: inside a
-    `tf.while_loop` the gradient of a max-pooling sometimes falls back to a slow kernel, which makes the whole loop up to
-    2.5 times slower, while a call costs less than a millisecond.
+    `tf.while_loop` the gradient of a max-pooling sometimes falls back to a slow kernel, which makes the whole loop up
+    to 2.5 times slower, while a call costs less than a millisecond.
     """
     if NAME != "tensorflow" or has_gpu():
         return compiled(lambda x, y, state: keras.ops.fori_loop(0, times, lambda i, s: fn(x, y, s), state), model)

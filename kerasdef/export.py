@@ -153,7 +153,8 @@ def export_run(run: str | Path, *, to: str = "saved_model", out: str | Path | No
     found = found or sorted(run.glob("*/mia.keras"))
     if not found:
         raise ValueError(
-            f"`run` must be the folder of a finished run (with a mia.keras) or a .keras file. Received: run={str(run)!r}"
+            f"`run` must be the folder of a finished run (with a mia.keras) or a .keras file. "
+            f"Received: run={str(run)!r}"
         )
     written = {}
     for file in found:

@@ -27,7 +27,7 @@
 # | --- | --- | --- |
 # | norm of the GMA radii | not named | L-infinity on pixels in [0, 1]; L2 beside it |
 # | radii 1, 2, 3 of PGD and FGSM | not named | L2 at 28x28, scaled by sqrt(d / 784) elsewhere |
-# | C&W | up to 1,000 steps | 3 values of c, 60 steps each |
+# | C&W | up to 1,000 steps | 3 values of c, 100 steps each |
 # | epochs | 10 (EAT), 50 (MIA), on a GPU | 2 and 4 passes; more on small sets |
 # | defenses | one for each attack | one for all four attacks (`per_attack=True` gives the paper's way) |
 # | "detection accuracy" | not defined for eleven classes | adversarial or not, on clean and attacked test images |

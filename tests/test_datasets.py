@@ -67,9 +67,7 @@ def tracked(per_track=10, tracks=40):
     groups = np.repeat(np.arange(tracks), per_track)
     x, _ = numbered(len(groups))
     x_test, _ = numbered(100, start=len(groups))
-    return sample(
-        x_train=x, y_train=groups % 4, x_test=x_test, y_test=np.arange(100) % 4, groups_train=groups
-    )
+    return sample(x_train=x, y_train=groups % 4, x_test=x_test, y_test=np.arange(100) % 4, groups_train=groups)
 
 
 def save(path, **changes):
@@ -262,10 +260,7 @@ def test_the_registry_agrees_with_what_is_loaded():
 
 
 def test_nothing_imports_tensorflow_or_keras():
-    code = (
-        "import sys, kerasdef.datasets as d; d.load('digits'); "
-        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
-    )
+    code = "import sys, kerasdef.datasets as d; d.load('digits'); assert not {'tensorflow', 'keras'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
@@ -284,9 +279,7 @@ def test_as_dataset_takes_names_paths_datasets_and_arrays(tmp_path):
     assert as_dataset(data) is data
     assert as_dataset((x, y, x[:9], y[:9])).n_test == as_dataset(((x, y), (x[:9], y[:9]))).n_test == 9
     assert as_dataset("digits").name == "digits"
-    assert (
-        as_dataset(save(tmp_path / "mine.npz")).name == as_dataset(str(tmp_path / "mine.npz")).name == "mine"
-    )
+    assert as_dataset(save(tmp_path / "mine.npz")).name == as_dataset(str(tmp_path / "mine.npz")).name == "mine"
     for wrong in ((x, y, x), 3, None):
         with pytest.raises(ValueError, match="`data` must be"):
             as_dataset(wrong)
@@ -381,26 +374,9 @@ def python2_batch(rows, labels):
     def string(text):
         return b"T" + len(text).to_bytes(4, "little") + text
 
-    dtype = (
-        b"cnumpy\ndtype\n"
-        + string(b"u1")
-        + b"K\0K\1\x87R(K\3"
-        + string(b"|")
-        + b"NNN"
-        + b"J\xff\xff\xff\xff" * 2
-    )
-    state = (
-        b"(K\1K"
-        + bytes([len(rows)])
-        + b"M\x00\x0c\x86"
-        + dtype
-        + b"K\0tb\x89"
-        + string(rows.tobytes())
-        + b"tb"
-    )
-    array = (
-        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + string(b"b") + b"\x87R" + state
-    )
+    dtype = b"cnumpy\ndtype\n" + string(b"u1") + b"K\0K\1\x87R(K\3" + string(b"|") + b"NNN" + b"J\xff\xff\xff\xff" * 2
+    state = b"(K\1K" + bytes([len(rows)]) + b"M\x00\x0c\x86" + dtype + b"K\0tb\x89" + string(rows.tobytes()) + b"tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + string(b"b") + b"\x87R" + state
     numbers = b"](" + b"".join(b"K" + bytes([i]) for i in labels) + b"e"
     return b"\x80\2}(" + string(b"data") + array + string(b"labels") + numbers + b"u."
 
@@ -532,9 +508,7 @@ def test_gtsrb_is_downloaded_cropped_to_its_sign_and_kept(served):
     np.testing.assert_array_equal(data.x_train, np.broadcast_to(expected[:, None, None], data.x_train.shape))
     np.testing.assert_array_equal(data.x_test[:, 0, 0, 0], np.arange(6, dtype="float32") / np.float32(255))
     assert data.y_test.tolist() == [0, 1, 2, 0, 1, 2]
-    assert data.groups_train.tolist() == [
-        i // 4 for i in range(24)
-    ]  # track 0 of class 1 is not track 0 of class 0
+    assert data.groups_train.tolist() == [i // 4 for i in range(24)]  # track 0 of class 1 is not track 0 of class 0
     again = load("gtsrb", download=False)
     assert again.source == data.source == str(served / "gtsrb.npz")
     np.testing.assert_array_equal(again.x_train, data.x_train)

@@ -32,9 +32,7 @@ from kerasdef.random import sample_seeds
 
 N = 48
 CLOSE = 1e-5
-SURE = (
-    1e-3  # least largest gradient of an image: cleverhans does not normalize L2 gradients shorter than 1e-6
-)
+SURE = 1e-3  # least largest gradient of an image: cleverhans does not normalize L2 gradients shorter than 1e-6
 ORDER = {"linf": np.inf, "l2": 2}
 EPS = {"linf": 0.1, "l2": 0.8}
 
@@ -141,9 +139,7 @@ def test_bim_gives_the_images_of_art_and_cleverhans_after_ten_steps(model, sampl
     if norm == "linf":
         art = BasicIterativeMethod(in_art(model, bounds), **settings).generate(x, y)
     else:
-        art = ProjectedGradientDescent(in_art(model, bounds), norm=2, num_random_init=0, **settings).generate(
-            x, y
-        )
+        art = ProjectedGradientDescent(in_art(model, bounds), norm=2, num_random_init=0, **settings).generate(x, y)
     for theirs in (cleverhans, art):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=CLOSE)
 
@@ -182,9 +178,7 @@ def test_mim_gives_the_images_of_cleverhans_after_ten_steps(model, samples, deca
     """Cleverhans divides by the mean of |gradient|, kerasdef by the sum, as the paper: the same sign."""
     x, y = samples
     direction = type(MIM().direction)(decay=decay)
-    ours = MIM(eps=0.1, steps=10, step_size=0.02, direction=direction, best=False, early_stop=False)(
-        model, x, y
-    )
+    ours = MIM(eps=0.1, steps=10, step_size=0.02, direction=direction, best=False, early_stop=False)(model, x, y)
     theirs = of_cleverhans(
         momentum_iterative_method, model, x, y, eps=0.1, eps_iter=0.02, nb_iter=10, decay_factor=decay
     )
@@ -194,9 +188,9 @@ def test_mim_gives_the_images_of_cleverhans_after_ten_steps(model, samples, deca
 def test_carlini_wagner_is_no_weaker_than_art_at_the_same_budget(model, samples):
     """Every step is taken on both sides: ART has no early abort."""
     x, y = (part[:16] for part in samples)
-    ours = CarliniWagner(
-        steps=20, binary_search_steps=3, initial_c=1.0, learning_rate=0.1, abort_early=False
-    )(model, x, y)
+    ours = CarliniWagner(steps=20, binary_search_steps=3, initial_c=1.0, learning_rate=0.1, abort_early=False)(
+        model, x, y
+    )
     theirs = CarliniL2Method(
         in_art(model),
         max_iter=20,

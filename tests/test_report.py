@@ -82,12 +82,7 @@ def saved(full, tmp_path_factory):
 )
 def test_an_outcome_refuses_what_does_not_fit(changes, text):
     with pytest.raises(ValueError, match=text):
-        Outcome(
-            **(
-                {"model": "m", "column": "paper", "attack": "fgsm", "y": [0, 1], "predicted": [0, 1]}
-                | changes
-            )
-        )
+        Outcome(**({"model": "m", "column": "paper", "attack": "fgsm", "y": [0, 1], "predicted": [0, 1]} | changes))
 
 
 def test_outcomes_are_equal_by_what_they_hold():
@@ -389,9 +384,7 @@ def test_the_page_needs_no_network_and_escapes_names(saved):
     assert all(uri.startswith("data:image/png;base64,") for uri in re.findall(r'src="([^"]*)"', page))
     assert not re.search(r"<(script|link|iframe)|@import|url\(|https?://", page)
     assert "&lt;b&gt;note&lt;/b&gt;" in page
-    evil = small(
-        class_names=["<i>", "b", "c"], dataset="<script>x</script>", settings={"k": "<img src=x>"}
-    ).html({})
+    evil = small(class_names=["<i>", "b", "c"], dataset="<script>x</script>", settings={"k": "<img src=x>"}).html({})
     assert "<script" not in evil
     assert "<img" not in evil
 

@@ -31,9 +31,7 @@ def test_wilson_of_nothing_is_unknown():
     assert all(math.isnan(v) for v in wilson(0, 0))
 
 
-@pytest.mark.parametrize(
-    ("args", "text"), [((3, 2), "at most n=2"), ((-1, 2), "successes"), ((1, 2, 1.0), "level")]
-)
+@pytest.mark.parametrize(("args", "text"), [((3, 2), "at most n=2"), ((-1, 2), "successes"), ((1, 2, 1.0), "level")])
 def test_wilson_refuses_what_is_no_share(args, text):
     with pytest.raises(ValueError, match=text):
         wilson(*args)

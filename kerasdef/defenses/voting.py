@@ -119,7 +119,7 @@ def voting_model(members: Sequence[keras.Model], *, reject: int | None = None, n
         raise ValueError(f"`members` must have the same input and output shapes. Received: {sorted(shapes)}")
     if reject is not None and reject >= members[0].output_shape[-1]:
         raise ValueError(
-            f"`reject` must be one of the {members[0].output_shape[-1]} outputs of the members. Received: reject={reject}"
+            f"`reject` must be below the number of outputs, {members[0].output_shape[-1]}. Received: reject={reject}"
         )
     inputs = keras.Input(members[0].input_shape[1:], name="images")
     logits = [models.logits_view(m)(inputs) for m in members]

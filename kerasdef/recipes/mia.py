@@ -38,8 +38,8 @@ def default_attack(name: str, size: int):
     """The paper's attack of this name, for inputs of `size` values.
 
     "gma": thirty radii in Linf. "pgd" (10 steps) and "fgsm": L2 radii 1, 2 and 3 in turn, scaled by
-    sqrt(size / 784). "cw": L2, 100 steps for each of 3 values of c (paper: up to 1,000 steps, which would take hours for
-    a training set on two cores; pass your own `CarliniWagner` for them).
+    sqrt(size / 784). "cw": L2, 100 steps for each of 3 values of c (paper: up to 1,000 steps, which would take hours
+    for a training set on two cores; pass your own `CarliniWagner` for them).
     """
     checks.one_of("attacks", name, ATTACKS)
     radii = tuple(r * math.sqrt(size / RADII_SIZE) for r in RADII)
@@ -241,7 +241,7 @@ def train(
         per_attack: Train one defense for each attack, as in the paper's tables, instead of one for all.
         shares: Shares of adversarial images, growing, each in (0, 1).
         threshold: Of the stop rule, in [0, 1].
-        stop: End the cycles where the rule fires. False trains all of them, as in tables 5 and 6; the rule chooses alike.
+        stop: End the cycles where the rule fires. False trains all, as in tables 5 and 6; the rule chooses alike.
         bootstraps: Number of voters; voter i starts from EAT model i modulo their number.
         target: Name of a network, or a function (input_shape, outputs, seed=...) that returns a Keras model.
         members: The same for the EAT models.
