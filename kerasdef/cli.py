@@ -70,6 +70,7 @@ def train_mia(
     per_attack: Annotated[bool, typer.Option(help="One defense for each attack, as in the paper's tables.")] = False,
     attacks: Annotated[str, typer.Option(help="Names separated by commas.")] = "gma,pgd,fgsm,cw",
     shares: Annotated[str, typer.Option(help="Growing shares of adversarial images.")] = "0.15,0.25,0.40,0.50",
+    share: Annotated[float | None, typer.Option(help="The share to train the voters at; default: the rule's.")] = None,
     threshold: Annotated[float, typer.Option(help="Accuracy that the stop rule asks for.")] = 0.80,
     stop: Annotated[bool, typer.Option(help="End the cycles where the stop rule fires.")] = False,
     bootstraps: Annotated[int, typer.Option(help="Number of voters.")] = 3,
@@ -83,8 +84,8 @@ def train_mia(
     test_size: Annotated[float, typer.Option(help="Share of the whole set held out for testing.")] = 0.30,
     valid_size: Annotated[float, typer.Option(help="Share of the rest held out for the stop rule.")] = 0.10,
     limit: Annotated[int, typer.Option(help="Most test images to judge on.")] = 4000,
-    adaptive_limit: Annotated[int, typer.Option(help="Most test images for the adaptive attacks.")] = 1000,
-    adaptive_steps: Annotated[int, typer.Option(help="Steps of the adaptive attacks.")] = 40,
+    adaptive_limit: Annotated[int, typer.Option(help="Most test images for the adaptive attacks.")] = 500,
+    adaptive_steps: Annotated[int, typer.Option(help="Steps of the adaptive attacks.")] = 100,
     seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
 ) -> None:
     """Model Integration Approach: adversarial training in growing shares, bootstraps, a vote."""
@@ -93,6 +94,7 @@ def train_mia(
         attacks=_names(attacks),
         per_attack=per_attack,
         shares=_floats(shares, "shares"),
+        share=share,
         threshold=threshold,
         stop=stop,
         bootstraps=bootstraps,

@@ -102,9 +102,15 @@ def logits_view(model: keras.Model) -> keras.Model:
     return _VIEWS[model] or model
 
 
+def named_views(models: list[keras.Model]) -> list[keras.Model]:
+    """Return logits views with names of their own, member1 and so on: models may be joined that share a name."""
+    views = [logits_view(m) for m in models]
+    return [keras.Model(view.inputs, view.outputs[0], name=f"member{i}") for i, view in enumerate(views, 1)]
+
+
 def stack_logits(models: list[keras.Model]) -> keras.Model:
     """Return one model from images to the logits of all `models`, of shape (n, members, classes)."""
-    views = [logits_view(m) for m in models]
+    views = named_views(models)
     inputs = keras.Input(views[0].input_shape[1:])
     stacked = keras.Model(inputs, ops.stack([view(inputs) for view in views], axis=1))
     _VIEWS[stacked] = None  # logits already

@@ -473,14 +473,15 @@ def test_the_logits_view_recovers_the_gradient_behind_a_softmax():
     assert (models.predict_logits(model, found).argmax(axis=1) != y).all()
 
 
-def test_the_margin_moves_where_the_cross_entropy_does_not():
+def test_the_margin_climbs_on_every_sample_where_the_cross_entropy_is_flat():
     oracle, model, x, y = sure()
     settings = {"eps": 0.05, "early_stop": False, "bounds": WIDE}
-    stuck = quiet(BIM(**settings), model, x, y)
+    flat = losses.cross_entropy(model(ops.convert_to_tensor(x)), ops.convert_to_tensor(y.astype("int32")))
+    assert (ops.convert_to_numpy(flat) == 0).any()  # float32 cannot tell the loss of a sure sample from 0
+    blind = quiet(BIM(**settings), model, x, y)
     moved = quiet(BIM(loss="margin", **settings), model, x, y)
-    still = np.all(stuck == x, axis=1)
-    assert still.any()  # exp(-104) underflows in float32: the gradient of the cross-entropy is zero
     assert (oracle.margin(moved, y) > oracle.margin(x, y)).all()
+    assert (oracle.margin(moved, y) >= oracle.margin(blind, y) - 1e-3).all()  # 1e-3 of margins of hundreds: rounding
 
 
 def test_dropout_and_batch_normalization_are_attacked_in_inference_mode():

@@ -107,7 +107,7 @@ class GradientAttack(Attack):
     def _remember(self, state: dict, value, logits, y) -> dict:
         """Keep the current point where it is better than the best so far."""
         reached = self.goal.reached(logits, y)
-        higher = ops.logical_and(reached == state["reached"], value > state["value"])
+        higher = ops.logical_and(reached == state["reached"], value >= state["value"])  # equal: the later
         better = ops.logical_or(ops.logical_and(reached, ops.logical_not(state["reached"])), higher)
         return state | {
             "adv": select(better, state["now"], state["adv"]),

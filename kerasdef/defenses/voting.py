@@ -122,7 +122,7 @@ def voting_model(members: Sequence[keras.Model], *, reject: int | None = None, n
             f"`reject` must be below the number of outputs, {members[0].output_shape[-1]}. Received: reject={reject}"
         )
     inputs = keras.Input(members[0].input_shape[1:], name="images")
-    logits = [models.logits_view(m)(inputs) for m in members]
+    logits = [view(inputs) for view in models.named_views(members)]
     return keras.Model(inputs, Vote(reject, name="decision")(logits), name=name)
 
 

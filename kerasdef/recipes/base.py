@@ -142,7 +142,12 @@ def fit(
     )
     with progress.bar(title, epochs * len(data), show=show) as advance:
         history = model.fit(
-            data, epochs=epochs, validation_data=valid, verbose=0, callbacks=[*callbacks, _Tick(advance)]
+            data,
+            epochs=epochs,
+            validation_data=valid,
+            verbose=0,
+            callbacks=[*callbacks, _Tick(advance)],
+            shuffle=False,  # the order is that of `data`; Keras would shuffle the batches without a seed
         )
     return {k: [float(v) for v in values] for k, values in history.history.items()}
 

@@ -23,6 +23,8 @@ def adversarial_count(clean: int, share: float) -> int:
 class Mixture(keras.utils.PyDataset):
     """Batches drawn from several arrays, in an order that depends on the seed and the epoch alone.
 
+    Call `model.fit(mixture, shuffle=False)`: Keras would draw another order of the batches, without a seed.
+
     Args:
         parts: Pairs (x, y) of arrays of shapes (n_i, ...) and (n_i,).
         batch_size: Samples in a batch.

@@ -1,0 +1,484 @@
+"""The MIA recipe on a few hundred digits: what it returns, what it repeats, what it refuses."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import kerasdef.recipes.mia as recipe
+from kerasdef import models
+from kerasdef.attacks import FGSM, GMA
+from kerasdef.datasets import as_dataset
+from kerasdef.defenses import bootstrap_indices
+from kerasdef.recipes.base import derive
+from kerasdef.training import adversarial_count
+
+SHARES = (0.2, 0.4)
+FITS = 1 + 2 * len(SHARES) + 3  # target, two members in each cycle, three voters
+
+
+def _dense(input_shape, outputs, seed, units):
+    def glorot(i):
+        return keras.initializers.GlorotUniform(seed=2 * seed + i)
+
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(units, activation="relu", kernel_initializer=glorot(0)),
+            keras.layers.Dense(outputs, kernel_initializer=glorot(1)),
+        ]
+    )
+
+
+def narrow(input_shape, outputs, *, seed=0):
+    return _dense(input_shape, outputs, seed, 24)
+
+
+def wide(input_shape, outputs, *, seed=0):
+    return _dense(input_shape, outputs, seed, 32)
+
+
+def named(input_shape, outputs, *, seed=0):
+    model = narrow(input_shape, outputs, seed=seed)
+    return keras.Sequential([keras.Input(input_shape), *model.layers], name="named")
+
+
+class Watch(keras.callbacks.Callback):
+    """Counts fits and epochs; raises KeyboardInterrupt when fit number `stop_at` begins."""
+
+    def __init__(self, stop_at=None):
+        super().__init__()
+        self.stop_at, self.fits, self.epochs = stop_at, 0, 0
+
+    def on_train_begin(self, logs=None):
+        self.fits += 1
+        if self.fits == self.stop_at:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs += 1
+
+
+def settings(**changes):
+    common = {
+        "attacks": {"fgsm": FGSM(eps=0.2), "gma": GMA(steps=2)},
+        "shares": SHARES,
+        "target": wide,
+        "members": (narrow, wide),
+        "epochs": {"target": 10, "eat": 2, "mia": 2},
+        "learning_rate": 5e-3,
+        "batch_size": 20,
+        "adaptive_steps": 3,
+        "limit": 60,
+        "adaptive_limit": 20,
+        "callbacks": [Watch()],
+        "show": False,
+    }
+    return common | changes
+
+
+def quick(**changes):
+    """Settings where only the course of a run matters."""
+    few = {"epochs": {"target": 6, "eat": 1, "mia": 1}, "adaptive_steps": 1, "limit": 30, "adaptive_limit": 10}
+    return settings(**few) | changes
+
+
+def contents(folder):
+    """Bytes and time of change of every file."""
+    return {
+        p.relative_to(folder).as_posix(): (p.read_bytes(), p.stat().st_mtime_ns)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def data(digits):
+    """The first 400 digits as (x, y)."""
+    x, y, _, _ = digits
+    return x[:400], y[:400]
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """One run with a folder: (result, folder, watch, what `fit` was given)."""
+    folder, watch, given = tmp_path_factory.mktemp("mia") / "run", Watch(), []
+    real = recipe.fit
+
+    def fit(model, mixture, **kwargs):
+        given.append((kwargs["title"], mixture))
+        return real(model, mixture, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "fit", fit)
+        result = recipe.train(data, **settings(callbacks=[watch], out=folder))
+    return result, folder, watch, given
+
+
+def _divided(x, y, saved):
+    joined = as_dataset((x, y)).resplit(saved["test_size"], seed=saved["seed"])
+    return joined.with_validation(saved["valid_size"], seed=saved["seed"])
+
+
+# -- what comes back ----------------------------------------------------------------------------------------------
+
+
+def test_the_model_says_label_adversarial_votes_and_probabilities_as_predict_does(run, data):
+    result, x = run[0], data[0][:50]
+    found = {k: keras.ops.convert_to_numpy(v) for k, v in result.model(x).items()}
+    assert sorted(found) == ["is_adversarial", "label", "probabilities", "votes"]
+    np.testing.assert_array_equal(found["label"], result.predict(x))
+    np.testing.assert_array_equal(found["is_adversarial"], found["label"] == result.reject)
+    np.testing.assert_array_equal(found["votes"].sum(axis=1), 3)
+    np.testing.assert_allclose(found["probabilities"].sum(axis=1), 1, atol=1e-5)  # float32
+    assert result.reject == 10
+    assert len(result.members) == 3
+
+
+def test_the_score_is_the_accuracy_of_predict(run, data):
+    x, y = data
+    assert run[0].score(x, y) == np.mean(run[0].predict(x) == y)
+    assert run[0].score(x, y) > 0.5  # chance: 0.09
+
+
+def test_the_report_holds_every_model_in_both_columns(run):
+    report = run[0].report
+    eat = [f"{role}/cycle{c}" for c in (1, 2) for role in ("eat1", "eat2")]
+    assert report.models == ["target", *eat, "voter1", "voter2", "voter3", "mia"]
+    assert report.attacks("paper") == ["fgsm", "gma"]
+    assert report.attacks("adaptive", "mia") == ["pgd", "margin_pgd", "gma"]
+    assert list(run[0].history) == report.models[:-1]
+    assert [len(h["loss"]) for h in run[0].history.values()] == [10] + [2] * 7
+    assert len(report.outcome("mia", "clean")) == 60
+    assert len(report.outcome("mia", "pgd", "adaptive")) == 20
+
+
+def test_custom_callbacks_are_called_in_every_fit(run):
+    _, _, watch, _ = run
+    assert (watch.fits, watch.epochs) == (FITS, 10 + 7 * 2)
+
+
+def test_the_folder_holds_pieces_report_and_two_exports(run):
+    result, folder, _, _ = run
+    assert result.out == folder
+    assert all(path.exists() for path in result.files.values())
+    assert {"report.json", "report.html", "model", "saved_model"} <= set(result.files)
+    assert not list(folder.rglob(".*"))  # nothing half written is left
+
+
+# -- the sets and the shares --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fgsm", "gma"])
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+def test_the_sets_hold_moved_images_within_the_ball_that_the_target_gets_right(run, data, name, part):
+    result, folder, _, _ = run
+    divided = _divided(*data, json.loads((folder / "run.json").read_text()))
+    x, y = getattr(divided, f"x_{part}"), getattr(divided, f"y_{part}")
+    with np.load(folder / "pieces" / "sets" / f"{name}-{part}.npz") as file:
+        found = {k: file[k] for k in file.files}
+    meta = json.loads(str(found["meta"]))
+    clean = x[found["index"]]
+    np.testing.assert_array_equal(found["y"], y[found["index"]])
+    np.testing.assert_array_equal(models.predict_logits(result.target, clean).argmax(axis=1), found["y"])
+    delta = (found["x"] - clean).reshape(len(clean), -1)
+    moved = np.abs(delta).max(axis=1)
+    assert np.all(moved > 0)
+    assert np.all(moved <= found["radius"] + 1e-6)  # float32
+    assert found["x"].min() >= 0
+    assert found["x"].max() <= 1
+    np.testing.assert_allclose(found["distance"], np.linalg.norm(delta, axis=1), rtol=1e-5)
+    assert meta["asked"] == len(clean) + meta["wrong"] + meta["unmoved"]
+
+
+def test_every_eat_model_sees_the_share_of_adversarial_images_that_was_asked_for(run):
+    titles = [(title, mixture) for title, mixture in run[3] if title.startswith("eat")]
+    assert len(titles) == 4
+    for title, mixture in titles:
+        share = SHARES[int(title.split("cycle")[1][0]) - 1]
+        y = np.concatenate([y for _, y in mixture.parts])
+        assert np.sum(y == 10) == adversarial_count(np.sum(y != 10), share)
+        assert f"{share:.0%}" in title
+
+
+def test_the_attacks_have_equal_parts_in_the_share(run):
+    for title, mixture in run[3]:
+        if title.startswith("eat"):
+            _, fgsm, gma = (len(x) for x, _ in mixture.parts)
+            assert fgsm - gma in (0, 1)
+
+
+def test_each_voter_trains_on_its_bootstrap(run):
+    voters = [mixture for title, mixture in run[3] if title.startswith("voter")]
+    n = sum(len(x) for x, _ in voters[0].parts)
+    for mixture, rows in zip(voters, bootstrap_indices(n, 3, derive(0, "", "bootstrap")), strict=True):
+        np.testing.assert_array_equal(mixture.rows, rows)
+
+
+# -- the stop rule ------------------------------------------------------------------------------------------------
+
+
+def test_a_threshold_of_one_never_fires_and_the_report_says_so(data):
+    result = recipe.train(data, **quick(threshold=1.0, members=(named,)))  # three voters of one name
+    assert len(result.members) == 3
+    assert (result.fired, result.share) == (False, SHARES[-1])
+    assert "The stop rule did not fire at any share." in result.report.flags
+
+
+def test_a_threshold_of_zero_fires_in_the_first_cycle_and_stop_ends_there(data):
+    watch = Watch()
+    result = recipe.train(data, **quick(threshold=0.0, stop=True, callbacks=[watch]))
+    assert (result.fired, result.share) == (True, SHARES[0])
+    assert "eat1/cycle1" in result.history
+    assert "eat1/cycle2" not in result.history
+    assert watch.fits == 1 + 2 + 3
+    assert not result.report.flags
+
+
+def test_a_share_of_ones_own_wins_over_the_rule(data):
+    result = recipe.train(data, **quick(threshold=0.0, share=SHARES[1]))
+    assert (result.fired, result.share) == (True, SHARES[1])
+    assert "fired in cycle 1, at a share of 20%" in result.report.notes[0]
+    assert "The voters were trained at 40%" in result.report.notes[0]
+
+
+# -- the same again -----------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_of_the_same_seed_gives_the_same_report(run, data):
+    again = recipe.train(data, **settings())
+    assert again.report.results() == run[0].report.results()
+    assert again.out is None
+
+
+@pytest.mark.slow
+def test_another_seed_gives_another_report(run, data):
+    other = recipe.train(data, **settings(seed=1)).report.results()
+    assert other["labels"] != run[0].report.results()["labels"]
+
+
+def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_report(run, data, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        recipe.train(data, **settings(callbacks=[Watch(stop_at=5)], out=folder))
+    before = contents(folder / "pieces")
+    assert {"target.npz", "eat1/cycle2.npz"} <= set(before)
+    assert "eat2/cycle2.npz" not in before
+    watch = Watch()
+    result = recipe.train(data, **settings(callbacks=[watch], out=folder))
+    assert watch.fits == FITS - 4
+    after = contents(folder / "pieces")
+    assert {name: after[name] for name in before} == before
+    assert result.report.results() == run[0].report.results()
+
+
+def test_a_finished_run_is_read_and_not_repeated(run, data):
+    result, folder, _, _ = run
+    before, watch = contents(folder / "pieces"), Watch()
+    again = recipe.train(data, **settings(callbacks=[watch], out=folder))
+    assert watch.fits == 0
+    assert contents(folder / "pieces") == before
+    assert again.report == result.report
+
+
+def test_numbers_of_numpy_are_numbers(data, tmp_path):
+    numbers = {"seed": np.int64(0), "threshold": np.float32(0.5), "limit": np.int32(30), "bootstraps": np.int64(2)}
+    with pytest.raises(KeyboardInterrupt):  # the settings are written when the first fit begins
+        recipe.train(data, **quick(callbacks=[Watch(stop_at=1)], out=tmp_path / "run", **numbers))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["threshold"] == 0.5
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_networks_with_dropout_ends_with_the_same_report(data, tmp_path):
+    def dropout(input_shape, outputs, *, seed=0):
+        layers = wide(input_shape, outputs, seed=seed).layers
+        inputs = keras.Input(input_shape)
+        return keras.Sequential([inputs, *layers[:2], keras.layers.Dropout(0.3, seed=seed), layers[2]])
+
+    whole = recipe.train(data, **quick(members=(dropout,)))
+    with pytest.raises(KeyboardInterrupt):
+        recipe.train(data, **quick(members=(dropout,), callbacks=[Watch(stop_at=3)], out=tmp_path / "run"))
+    result = recipe.train(data, **quick(members=(dropout,), out=tmp_path / "run"))
+    assert result.report.results() == whole.report.results()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed=1"),
+        ({"threshold": 0.5}, "threshold=0.5"),
+        ({"shares": (0.3,)}, "shares="),
+        ({"attacks": {"fgsm": FGSM(eps=0.1)}}, "attacks="),
+        ({"target": narrow}, "networks="),
+        ({"per_attack": True}, "per_attack=true"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused_and_nothing_is_overwritten(run, data, change, named):
+    folder = run[1]
+    before = contents(folder)
+    with pytest.raises(ValueError, match="`out` must be a new folder") as error:
+        recipe.train(data, **settings(out=folder, **change))
+    assert named in str(error.value)
+    assert contents(folder) == before
+
+
+def test_other_images_in_the_same_folder_are_refused(run, data):
+    x, y = data
+    saved = json.loads((run[1] / "run.json").read_text())
+    valid = _divided(x, y, saved).x_valid[0]
+    only_one = np.where(np.all(x == valid, axis=(1, 2, 3), keepdims=True), 1 - x, x)  # it serves for validation
+    for images in (1 - x, only_one):
+        with pytest.raises(ValueError, match="fingerprint"):
+            recipe.train((images, y), **settings(out=run[1]))
+
+
+def test_a_folder_with_other_files_is_refused(data, tmp_path):
+    (tmp_path / "thesis.txt").write_text("do not lose this")
+    with pytest.raises(ValueError, match="holds other files"):
+        recipe.train(data, **quick(out=tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="which is a file"):
+        recipe.train(data, **quick(out=tmp_path / "file"))
+
+
+@pytest.mark.slow
+def test_per_attack_gives_one_defense_for_each_attack(data, tmp_path):
+    result = recipe.train(data, **quick(per_attack=True, out=tmp_path / "run"))
+    assert list(result.parts) == ["fgsm", "gma"]
+    assert result.report.models == ["target", "mia-fgsm", "mia-gma"]
+    for name, part in result.parts.items():
+        assert part.report.attacks("paper") == [name]
+        assert (tmp_path / "run" / name / "mia.keras").exists()
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Short:
+    """An attack that returns fewer images than it was given."""
+
+    def __call__(self, model, x, y, *, seed=0, progress=None):
+        return x[:-1]
+
+
+def test_an_attack_that_loses_images_is_an_error(data):
+    with pytest.raises(ValueError, match="'short' must return one image for each"):
+        recipe.train(data, **quick(attacks={"short": Short()}))
+
+
+@pytest.fixture
+def refused(monkeypatch, tmp_path):
+    """A call that must raise before any training and without a folder."""
+
+    def fit(*args, **kwargs):
+        pytest.fail("training began")
+
+    monkeypatch.setattr(recipe, "fit", fit)
+
+    def call(data, match, **changes):
+        with pytest.raises(ValueError, match=match):
+            recipe.train(data, **quick(out=tmp_path / "run", **changes))
+        assert not list(tmp_path.iterdir())
+
+    return call
+
+
+def _with_nan(x):
+    x = x.copy()
+    x[3, 2, 2, 0] = np.nan
+    return x
+
+
+BAD_DATA = {
+    "negative labels": (lambda x, y: (x, y - 1), "at least 0"),
+    "fractions as labels": (lambda x, y: (x, y + 0.5), "must be integers"),
+    "one-hot labels": (lambda x, y: (x, np.eye(10)[y]), "class indices"),
+    "fewer labels than images": (lambda x, y: (x, y[:-1]), "one label for each"),
+    "images in 0 to 255": (lambda x, y: (x * 255, y), r"must lie in|within|bounds|\[0"),
+    "images below 0": (lambda x, y: (x - 0.5, y), r"must lie in|within|bounds|\[0"),
+    "integers as images": (lambda x, y: ((x * 16).astype("int64"), y), "float"),
+    "text as images": (lambda x, y: (x.astype(str), y), "float"),
+    "NaN": (lambda x, y: (_with_nan(x), y), "NaN|finite"),
+    "no images": (lambda x, y: (x[:0], y[:0]), "must"),
+    "one class only": (lambda x, y: (x[y == 3], y[y == 3]), "two classes"),
+    "a lone member of a class": (lambda x, y: (x[:100], np.where(np.arange(100) == 0, 11, y[:100] % 3)), "two samples"),
+    "one array": (lambda x, y: (x,), "`data` must be"),
+    "another type": (lambda x, y: 7, "`data` must be"),
+    "an unknown name": (lambda x, y: "digit", "digits"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_is_refused_before_any_training(refused, data, case):
+    change, match = BAD_DATA[case]
+    refused(change(*data), match)
+
+
+def eleven_outputs(input_shape, outputs, *, seed=0):
+    return wide(input_shape, 11, seed=seed)
+
+
+def ten_outputs(input_shape, outputs, *, seed=0):
+    return wide(input_shape, 10, seed=seed)
+
+
+def other_input(input_shape, outputs, *, seed=0):
+    return wide((28, 28, 1), outputs, seed=seed)
+
+
+def nothing(input_shape, outputs, *, seed=0):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"shares": (0.4, 0.2)}, "`shares` must be shares that grow"),
+        ({"shares": (0.2, 0.2)}, "`shares` must be shares that grow"),
+        ({"shares": (0.5, 1.0)}, "`shares` must be shares that grow"),
+        ({"shares": (0.0, 0.5)}, "`shares` must be shares that grow"),
+        ({"shares": ()}, "`shares` must be shares that grow"),
+        ({"shares": 0.5}, "`shares` must be shares that grow"),
+        ({"share": 0.3}, "`share` must be None or one of"),
+        ({"threshold": 2}, "`threshold` must be"),
+        ({"threshold": -0.1}, "`threshold` must be"),
+        ({"threshold": float("nan")}, "`threshold` must be"),
+        ({"seed": -1}, "`seed` must be"),
+        ({"seed": 1.5}, "`seed` must be"),
+        ({"bootstraps": 0}, "`bootstraps` must be a positive integer"),
+        ({"batch_size": 0}, "`batch_size` must be a positive integer"),
+        ({"batch_size": 10_000}, "`batch_size` must be at most the number of training images"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be"),
+        ({"test_size": 1.0}, "`test_size` must be a share"),
+        ({"valid_size": 0}, "`valid_size` must be a share"),
+        ({"limit": 0}, "`limit` must be a positive integer"),
+        ({"adaptive_limit": 0}, "`adaptive_limit` must be a positive integer"),
+        ({"adaptive_steps": 0}, "`adaptive_steps` must be a positive integer"),
+        ({"epochs": {"eat": 0}}, r"`epochs\['eat'\]` must be a positive integer"),
+        ({"epochs": {"eats": 1}}, "Did you mean 'eat'"),
+        ({"attacks": ()}, "`attacks` must name at least one"),
+        ({"attacks": {}}, "`attacks` must name at least one"),
+        ({"attacks": ("fgms",)}, "Did you mean 'fgsm'"),
+        ({"attacks": {"clean": FGSM()}}, "identifiers"),
+        ({"attacks": {"a/b": FGSM()}}, "identifiers"),
+        ({"attacks": {"fgsm": 0.3}}, "`attacks`"),
+        ({"members": ()}, "`members` must be one or more networks"),
+        ({"members": ("eat4",)}, "Did you mean 'eat"),
+        ({"target": "target_dn"}, "Did you mean 'target_dnn'"),
+        ({"target": eleven_outputs}, "'target' must be a keras.Model with 10 outputs"),
+        ({"members": (narrow, ten_outputs)}, "'eat2' must be a keras.Model with 11 outputs"),
+        ({"members": (other_input,)}, "'eat1' must take inputs of shape"),
+        ({"members": (nothing,)}, "'eat1' must be a keras.Model"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused_before_any_training(refused, data, changes, match):
+    refused(data, match, **changes)
