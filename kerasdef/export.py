@@ -39,7 +39,7 @@ def _compare(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], what: 
     if sorted(found) != sorted(wanted):
         raise RuntimeError(f"{what} has the outputs {sorted(found)}, the live model {sorted(wanted)}.")
     gap = float(np.max(np.abs(found["probabilities"] - wanted["probabilities"])))
-    if gap > PROBABILITY_TOLERANCE:
+    if not gap <= PROBABILITY_TOLERANCE:  # NaN is not
         raise RuntimeError(f"{what} differs from the live model: probabilities by up to {gap:.2g}.")
     ordered = np.sort(wanted["probabilities"], axis=1)
     sure = ordered[:, -1] - ordered[:, -2] > 10 * PROBABILITY_TOLERANCE
@@ -112,6 +112,8 @@ def export(model: keras.Model, path: str | Path, *, to: str = "saved_model") -> 
     checks.one_of("to", to, FORMATS)
     if to == "keras" and path.suffix != ".keras":
         raise ValueError(f"`path` must end in .keras. Received: path={str(path)!r}")
+    if path.is_dir() and (to == "keras" or (any(path.iterdir()) and not (path / "saved_model.pb").is_file())):
+        raise ValueError(f"`path` must be new, empty or an earlier export. Received: path={str(path)!r}")
     x = _probe(model)
     unit = x.astype("float32") / np.float32(255)
     wanted = _outputs(model, unit)

@@ -153,11 +153,13 @@ def fit(
 
 
 def weights_piece(model: keras.Model, history: Mapping) -> Piece:
-    """A piece from a trained model."""
-    return {f"w{i:03d}": w for i, w in enumerate(model.get_weights())}, {"history": dict(history)}
+    """A piece from a trained model: its weights and the states of its random layers."""
+    arrays = {f"w{i:03d}": keras.ops.convert_to_numpy(v) for i, v in enumerate(model.variables)}
+    return arrays, {"history": dict(history)}
 
 
 def restore(model: keras.Model, piece: Piece) -> keras.Model:
     """Give a model the weights of a piece."""
-    model.set_weights([piece[0][k] for k in sorted(piece[0])])
+    for variable, name in zip(model.variables, sorted(piece[0]), strict=True):
+        variable.assign(piece[0][name])
     return model

@@ -88,6 +88,9 @@ class Settings:
         checks.positive_int("adaptive_limit", self.adaptive_limit)
         checks.positive_int("adaptive_steps", self.adaptive_steps)
         checks.non_negative_int("seed", self.seed)
+        for f in dataclasses.fields(self):
+            if isinstance(getattr(self, f.name), np.generic):  # numbers of NumPy are no JSON values
+                object.__setattr__(self, f.name, getattr(self, f.name).item())
 
 
 @dataclass(frozen=True)
@@ -316,6 +319,7 @@ def train(
             f"Received: batch_size={batch_size}"
         )
     builders = {"target": _builder("target", target)}
+    members = (members,) if isinstance(members, str) or callable(members) else members
     builders |= {f"eat{i + 1}": _builder("members", m) for i, m in enumerate(members)}
     if len(builders) == 1:
         raise ValueError("`members` must be one or more networks. Received: members=()")
@@ -331,8 +335,11 @@ def train(
 def _epochs(given: Mapping[str, int] | None, n: int, batch_size: int, small: bool) -> dict[str, int]:
     per_epoch = max(1, n // batch_size)
     epochs = {k: max(EPOCHS[k], math.ceil(STEPS[k] / per_epoch)) if small else EPOCHS[k] for k in EPOCHS}
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"`epochs` must be a dict of {', '.join(EPOCHS)}. Received: epochs={given!r}")
     for name, value in (given or {}).items():
-        epochs[checks.one_of("epochs", name, EPOCHS)] = value
+        name = checks.one_of("epochs", name, EPOCHS)
+        epochs[name] = checks.positive_int(f"epochs[{name!r}]", value)
     return epochs
 
 
@@ -354,11 +361,12 @@ class _Run:
 
     def record(self, per_attack: bool) -> dict:
         """Everything the results depend on."""
+        d = self.data
         return {
             "recipe": "mia",
             "dataset": self.data.name,
-            "fingerprint": fingerprint(self.data.x_train, self.data.y_train, self.data.x_test, self.data.y_test),
-            "attacks": {name: repr(attack) for name, attack in self.attacks.items()},
+            "fingerprint": fingerprint(d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test),
+            "attacks": {name: _describe(attack) for name, attack in self.attacks.items()},
             "per_attack": bool(per_attack),
             "networks": {name: getattr(b, "__name__", type(b).__name__) for name, b in self.builders.items()},
             "callbacks": [type(c).__name__ for c in self.callbacks],
@@ -450,10 +458,14 @@ class _Run:
         """Each attack's images on the three splits; for training as many as the largest share needs."""
         d, found = self.data, {}
         most = math.ceil(adversarial_count(d.n_train, self.s.shares[-1]) / len(names))
+        right = np.flatnonzero(models.predict_logits(target, d.x_train).argmax(axis=1) == d.y_train)
+        if not len(right):
+            raise ValueError("The target must get some training images right. Received: accuracy=0")
         for name in names:
             rng = np.random.default_rng(derive(self.s.seed, name, "rows"))
-            turns = math.ceil(1.1 * most / d.n_train)  # 1.1: some images are left out
-            rows = np.concatenate([rng.permutation(d.n_train) for _ in range(turns)])[: math.ceil(1.1 * most)]
+            wanted = math.ceil(1.1 * most)  # 1.1: an attack may fail on some
+            turns = math.ceil(wanted / len(right))
+            rows = np.concatenate([rng.permutation(right) for _ in range(turns)])[:wanted]
             found[name] = {
                 "train": self.adversarial(pieces, target, name, "train", d.x_train, d.y_train, rows),
                 "valid": self.adversarial(pieces, target, name, "valid", d.x_valid, d.y_valid, self.valid_rows),
@@ -464,13 +476,16 @@ class _Run:
                     raise ValueError(f"Attack {name!r} changed none of the {split} images that the target gets right.")
         return found
 
+    def part(self, names, name: str, share: float) -> int:
+        """Number of images of one attack in the share."""
+        count = adversarial_count(self.data.n_train, share)
+        return count // len(names) + (names.index(name) < count % len(names))
+
     def augmented(self, sets, names, share: float) -> list[tuple[np.ndarray, np.ndarray]]:
         """The clean training images and the first adversarial ones of every attack, labeled K."""
-        count = adversarial_count(self.data.n_train, share)
         parts = [(self.data.x_train, self.data.y_train)]
-        for i, name in enumerate(names):
-            part = count // len(names) + (i < count % len(names))
-            x = sets[name]["train"].x[:part]
+        for name in names:
+            x = sets[name]["train"].x[: self.part(names, name, share)]
             parts.append((x, np.full(len(x), self.k)))
         return parts
 
@@ -646,6 +661,13 @@ class _Run:
             f"{self.s.adaptive_steps} steps.",
         ]
         flags = [] if fired else ["The stop rule did not fire at any share."]
+        for name in names:
+            asked_for, there = self.part(names, name, self.s.shares[-1]), len(sets[name]["train"])
+            if there < asked_for:
+                flags.append(
+                    f"The largest share asks for {asked_for} training images of {name}; the attack gave {there}, "
+                    "so the larger shares are not met."
+                )
         return Report(
             outcomes,
             classes=self.k,
@@ -708,6 +730,17 @@ class _Run:
                 part.files["model"] = part.export(part.out / "mia.keras", to="keras")
                 part.files["saved_model"] = part.export(part.out / "saved_model")
         return result
+
+
+def _describe(attack) -> str:
+    """An attack in words that are the same in another process; radii by their checksum."""
+    text = repr(attack)
+    if " at 0x" in text:
+        return type(attack).__qualname__
+    radii = np.asarray(attack.radii) if isinstance(attack, GMA | Cycled) else None
+    if isinstance(attack, GradientAttack) and isinstance(attack.eps, tuple):
+        radii = np.asarray(attack.eps)
+    return text if radii is None else f"{text} of {fingerprint(radii)}"
 
 
 def _single(model, x) -> tuple[np.ndarray, np.ndarray]:
