@@ -159,7 +159,8 @@ def list_datasets() -> None:
 
 def _paths(files: dict[str, Path]) -> None:
     for name, path in files.items():
-        print(f"{name:>12}  {path}")
+        if not name.startswith("figures/"):  # in the report, and in its folder "figures"
+            print(f"{name:>12}  {path}")
 
 
 def main() -> None:
