@@ -108,6 +108,14 @@ def frozen(model: keras.Model, salt=0) -> Iterator[None]:
         yield
 
 
+def evaluate(model: keras.Model, x, salt=0):
+    """Outputs of a model in inference mode, without changing it; where it is random, `salt` chooses the draw."""
+    if not any(_is_seed(v) for v in model.variables):
+        return model(x, training=False)
+    with frozen(model, salt):
+        return model(x, training=False)
+
+
 def compiled(fn: Callable, model: keras.Model) -> Callable:
     """Compile a function of arrays that reads `model`.
 

@@ -19,9 +19,11 @@ from kerasdef.attacks import (
     PGD,
     Attack,
     CarliniWagner,
+    Cycled,
     Evade,
     GradientAttack,
     Targeted,
+    Wrapper,
 )
 from kerasdef.attacks.directions import Momentum, Plain
 from kerasdef.norms import L1, L2, Linf
@@ -30,11 +32,15 @@ from kerasdef.testing import LinearOracle, check_attack, linear_model
 EXPORTED = [
     c
     for c in vars(kerasdef.attacks).values()
-    if inspect.isclass(c) and issubclass(c, Attack) and not inspect.isabstract(c)
+    if inspect.isclass(c) and issubclass(c, Attack) and not inspect.isabstract(c) and c is not Targeted
 ]
 GRADIENT = [c for c in EXPORTED if issubclass(c, GradientAttack)]
-SMALL = {CarliniWagner: {"steps": 60, "binary_search_steps": 4, "initial_c": 1.0, "learning_rate": 0.05}}
+SMALL = {  # settings that make a check quick, and those that have no default
+    CarliniWagner: {"steps": 60, "binary_search_steps": 4, "initial_c": 1.0, "learning_rate": 0.05},
+    Cycled: {"attack": PGD(steps=5), "radii": (0.1, 0.3)},
+}
 MINIMAL = {CarliniWagner}
+WRAPPERS = [c for c in EXPORTED if issubclass(c, Wrapper)]
 WIDE = (-50.0, 50.0)  # no bound is active around inputs in [-1, 1]
 
 
@@ -62,7 +68,7 @@ def test_every_exported_attack_keeps_the_contract(attack):
     check_attack(attack(**SMALL.get(attack, {})), kind="minimal" if attack in MINIMAL else "budget")
 
 
-@pytest.mark.parametrize("attack", EXPORTED)
+@pytest.mark.parametrize("attack", [c for c in EXPORTED if c not in WRAPPERS])
 def test_every_exported_attack_has_defaults_and_shows_every_setting(attack):
     shown = repr(attack())
     assert shown.startswith(f"{attack.__name__}(")
@@ -72,7 +78,7 @@ def test_every_exported_attack_has_defaults_and_shows_every_setting(attack):
 
 @pytest.mark.parametrize("attack", EXPORTED)
 def test_every_exported_attack_has_a_source(attack):
-    assert "References:" in attack.__doc__ or attack is GradientAttack
+    assert "References:" in attack.__doc__ or attack is GradientAttack or attack in WRAPPERS
 
 
 @pytest.mark.parametrize("norm", [L2(), L1()])
@@ -502,3 +508,79 @@ def test_dropout_and_batch_normalization_are_attacked_in_inference_mode():
     np.testing.assert_allclose(found, quiet(BIM(**settings), oracle.model(), x, y), atol=1e-5)  # float32
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(np.array(variable), value)
+
+
+# -- results and random models ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(eps=0.1, steps=20),
+        FGSM(eps=0.1),
+        CarliniWagner(steps=60, binary_search_steps=2, initial_c=1.0),
+        Targeted(PGD(eps=0.1, steps=20)),
+    ],
+)
+def test_run_tells_success_and_the_gradients_it_took(digits, digits_model, attack):
+    _, _, x, y = digits
+    found = attack.run(digits_model, x[:60], y[:60], progress=False)
+    np.testing.assert_array_equal(found.x_adv, quiet(attack, digits_model, x[:60], y[:60]))
+    before = models.predict_logits(digits_model, x[:60]).argmax(axis=1)
+    after = models.predict_logits(digits_model, found.x_adv).argmax(axis=1)
+    if isinstance(attack, Targeted):
+        assert not np.any(found.success & (after == y[:60]))
+        return
+    np.testing.assert_array_equal(found.success, after != y[:60])
+    assert np.all(found.evaluations[before != y[:60]] == 0)
+    most = attack.steps_in_all
+    assert np.all(found.evaluations[before == y[:60]] >= 1)
+    assert found.evaluations.max() <= most
+    assert np.all(found.evaluations[~found.success] == most) or isinstance(attack, CarliniWagner)
+
+
+class _Noise(layers.Layer):
+    """Gaussian noise that is also there in inference mode: a random defense."""
+
+    def __init__(self, scale, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = scale
+        self.generator = keras.random.SeedGenerator(5)
+
+    def call(self, x):
+        return x + self.scale * keras.random.normal(ops.shape(x), seed=self.generator)
+
+
+def noisy(scale):
+    rng = np.random.default_rng(3)
+    model = keras.Sequential([keras.Input((6,)), _Noise(scale), layers.Dense(3)])
+    model.layers[-1].set_weights([rng.normal(size=(6, 3)).astype("float32"), np.zeros(3, "float32")])
+    return model
+
+
+def test_every_step_and_every_draw_of_a_random_model_has_noise_of_its_own():
+    model, attack = noisy(0.1), PGD(eps=0.1)
+    x = np.full((2, 6), 0.5, "float32")
+
+    def draw(attack, moves):
+        found = attack.gradient(
+            model, lambda call, z: ((logits := call(z))[:, 0], (logits,)), ops.convert_to_tensor(x), np.full(2, moves)
+        )
+        return ops.convert_to_numpy(found[1][0])
+
+    assert len({draw(attack, moves).tobytes() for moves in range(3)}) == 3
+    logits = draw(dataclasses.replace(attack, samples=400), 0)
+    sigma = 0.1 * np.linalg.norm(model.layers[-1].get_weights()[0], axis=0)
+    exact = x @ model.layers[-1].get_weights()[0]
+    # five standard errors of a mean over 400 draws
+    assert np.all(np.abs(logits - exact) <= 5 * sigma / 20)
+
+
+def test_an_attack_on_a_random_model_leaves_its_seeds_alone():
+    model = noisy(0.1)
+    x = np.random.default_rng(0).uniform(0, 1, (20, 6)).astype("float32")
+    y = models.predict_logits(model, x).argmax(axis=1)
+    before = [np.array(v) for v in model.variables]
+    PGD(eps=0.1, steps=5, samples=4)(model, x, y, progress=False)
+    for old, new in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, np.array(new))

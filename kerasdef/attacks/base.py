@@ -1,111 +1,46 @@
-"""The shape of every attack, and the loop that runs it over arrays of any length.
-
-An attack is a frozen dataclass of settings with three pure functions: `init` makes the state of a batch, `step` moves
-it once, `judge` looks at where it stands. The state is a dict of tensors whose first axis is the sample. On top of
-these, `perturb` runs inside a training step, and calling the attack runs a pool of fixed size over arrays: samples
-that are done leave it and fresh ones take their places, so nothing is retraced and memory does not grow with n.
-"""
+"""What every attack is: settings in a frozen dataclass, called on a model and arrays."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-import weakref
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import keras
 import numpy as np
-from keras import ops
 
-from kerasdef import backend, checks, models, progress
-from kerasdef.attacks.goals import Goal, Misclassify
-from kerasdef.random import sample_seeds
-
-State = dict
-_PROGRAMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-_BUCKETS = (1, 4, 16)  # the tail of a run goes on in a half-empty pool of 1/4, then 1/16 of the batch size
+from kerasdef import checks, models
+from kerasdef.attacks.goals import Goal
 
 
-def select(mask, yes, no):
-    """`where` for a mask of shape (n,) over tensors of shape (n, ...)."""
-    return ops.where(ops.reshape(mask, (-1,) + (1,) * (len(yes.shape) - 1)), yes, no)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attack(ABC):
-    """Settings and pure functions of an attack on a Keras classifier.
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What an attack found.
 
     Args:
-        goal: What the attacker wants; `Misclassify()` unless a wrapper says otherwise.
+        x_adv: Array of the shape of x.
+        success: Booleans of shape (n,): the attacker has what he wants, or had it from the start.
+        evaluations: Integers of shape (n,): gradients (white box) or queries (black box) spent on each sample.
+    """
+
+    x_adv: np.ndarray
+    success: np.ndarray
+    evaluations: np.ndarray
+
+
+class Attack(ABC):
+    """An attack on a classifier: a frozen dataclass of settings that is called on a model and arrays.
+
+    Attributes:
+        goal: What the attacker wants.
         bounds: Valid range of an input value, `(low, high)`.
     """
 
-    goal: Goal = field(default_factory=Misclassify)
-    bounds: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self):
-        object.__setattr__(self, "bounds", checks.bounds(self.bounds))
-
-    # -- what an attack is made of ------------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def steps_in_all(self) -> int:
-        """Most steps that one sample can take."""
-
-    @property
-    def chunk(self) -> int:
-        """Steps between two looks at who is done."""
-        return self.steps_in_all
-
-    @property
-    def parameters(self) -> dict[str, float | tuple[float, ...]]:
-        """Numbers that are arguments of the compiled functions rather than constants in them, by name."""
-        return {}
-
-    def static(self) -> Attack:
-        """This attack without its `parameters`: what one compiled program serves."""
-        return self
-
-    @abstractmethod
-    def init(self, model, x, y, seeds, parameters: dict) -> State:
-        """State before the first step. It holds "adv" (n, ...), the best input so far, and "done" (n,)."""
-
-    @abstractmethod
-    def step(self, model, x, y, state: State) -> State:
-        """One step of every sample of the batch."""
-
-    def judge(self, model, x, y, state: State) -> State:
-        """Look at the newest iterates: update "adv" and "done"."""
-        return state
-
-    # -- inside a training step ---------------------------------------------------------------------------------
-
-    def perturb(self, model: keras.Model, x, y, seeds):
-        """Adversarial images for a batch: pure and traceable, for use inside training steps.
-
-        Unlike a call, it takes all its steps for every sample, also for those that are misclassified from the start.
-
-        Args:
-            model: A built classifier that gives logits; it is read only, in inference mode.
-            x: Tensor of shape (n, ...), float32, within `bounds`.
-            y: Tensor of shape (n,), integers.
-            seeds: Tensor of shape (n,), integers: one seed per sample.
-
-        Returns:
-            Tensor of the shape of x.
-        """
-        n = ops.shape(x)[0]
-        numbers = {
-            name: ops.broadcast_to(ops.convert_to_tensor(np.float32(value)), (n,))
-            for name, value in self.parameters.items()
-        }
-        state = self.init(model, x, y, seeds, numbers)
-        state = ops.fori_loop(0, self.steps_in_all, lambda i, s: self.step(model, x, y, s), state)
-        return ops.stop_gradient(self.judge(model, x, y, state)["adv"])
-
-    # -- on arrays ----------------------------------------------------------------------------------------------
+    access: ClassVar[str] = "white box"
+    goal: Goal
+    bounds: tuple[float, float]
 
     def __call__(
         self,
@@ -126,7 +61,7 @@ class Attack(ABC):
             model: A built Keras classifier; a last softmax or sigmoid is looked through.
             x: Array of shape (n, ...), floating point within `bounds` (or uint8, scaled to [0, 1]).
             y: True labels of shape (n,). None attacks the model's own predictions, and says so.
-            batch_size: Samples in the pool at a time.
+            batch_size: Samples that are worked on at a time.
             seed: All randomness comes from it.
             progress: Show a bar; None shows it on a terminal and in notebooks.
 
@@ -136,64 +71,57 @@ class Attack(ABC):
         Raises:
             ValueError: x outside the bounds, of the wrong shape or type, or with NaN; labels out of range.
         """
+        model, x, y = self._prepare(model, x, y)
+        checks.positive_int("batch_size", batch_size)
+        return self._run(model, x, y, batch_size, checks.non_negative_int("seed", seed), progress)[0]
+
+    def run(
+        self,
+        model: keras.Model,
+        x: np.ndarray,
+        y: np.ndarray | None = None,
+        *,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Result:
+        """Attack every sample of an array, and tell which fell and what it cost; arguments as in a call."""
+        model, x, y = self._prepare(model, x, y)
+        checks.positive_int("batch_size", batch_size)
+        checks.non_negative_int("seed", seed)
+        x_adv, evaluations = self._run(model, x, y, batch_size, seed, progress)
+        truth = np.repeat(y, len(x_adv) // len(y))  # one attack returns several images for one
+        return Result(x_adv, self._success(model, x_adv, truth), evaluations)
+
+    def with_goal(self, goal: Goal) -> Attack:
+        """This attack with another goal."""
+        return dataclasses.replace(self, goal=goal)
+
+    # -- what subclasses fill in --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _run(self, model, x, y, batch_size: int, seed: int, show: bool | None) -> tuple[np.ndarray, np.ndarray]:
+        """Attack checked arrays; returns (x_adv, evaluations of each row of it)."""
+
+    def _view(self, model):
+        """The model as the attack sees it: logits of shape (n, classes), and `input_shape`, `output_shape`."""
+        return models.logits_view(model)
+
+    def _success(self, model, x_adv, y) -> np.ndarray:
+        return np.asarray(self.goal.reached(models.predict_logits(model, x_adv), y))
+
+    def _prepare(self, model, x, y):
         model = self._view(model)
         x = checks.images("x", x, limits=self.bounds, shape=model.input_shape[1:])
-        checks.positive_int("batch_size", batch_size)
         if y is None:
             warnings.warn(
                 "`y` was not given: the attack moves away from the model's own predictions, not from true labels.",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
             y = np.argmax(models.predict_logits(model, x), axis=-1)
         y = checks.labels("y", y, n=len(x), classes=model.output_shape[-1])
-        return self._run(model, x, y.astype("int32"), batch_size, checks.non_negative_int("seed", seed), progress)
-
-    def _view(self, model):
-        return models.logits_view(model)
-
-    def _run(self, model, x, y, batch_size, seed, show) -> np.ndarray:
-        start, advance = self._programs(model)
-        sizes = sorted({max(1, batch_size // b) for b in _BUCKETS}, reverse=True)
-        numbers = {name: _spread(name, value, len(x)) for name, value in self.parameters.items()}
-        pool = _Pool(x, y, numbers, seed, start, sizes)
-        out = np.array(x)
-        with progress.bar(type(self).__name__, len(x), show=show) as tick:
-            while pool.refill(out, tick):
-                pool.state = advance(pool.x, pool.y, pool.state)
-                pool.collect(out, tick)
-        return out
-
-    def _programs(self, model):
-        """Compiled `start` and `advance` for this attack and model; kept as long as the model lives."""
-        attack = self.static()
-        kept = _PROGRAMS.setdefault(model, {})
-        if attack not in kept:
-            reference = weakref.ref(model)
-
-            def start(x, y, seeds, parameters):
-                model = reference()
-                wrong = attack.goal.reached(model(x, training=False), y)
-                state = attack.init(model, x, y, seeds, parameters)
-                adv = select(wrong, x, state["adv"])  # not a random start
-                return {**state, "adv": adv, "done": ops.logical_or(state["done"], wrong), "wrong": wrong}
-
-            def step(x, y, state):
-                return attack.step(reference(), x, y, state)
-
-            def judge(x, y, state, wrong):
-                state = attack.judge(reference(), x, y, state)
-                return {**state, "done": ops.logical_or(state["done"], wrong)}
-
-            steps, look = backend.repeated(step, attack.chunk, model), backend.compiled(judge, model)
-
-            def advance(x, y, state):
-                wrong = state["wrong"]
-                state = steps(x, y, {k: v for k, v in state.items() if k != "wrong"})
-                return {**look(x, y, state, wrong), "wrong": wrong}
-
-            kept[attack] = (backend.compiled(start, model), advance)
-        return kept[attack]
+        return model, x, y.astype("int32")
 
     def __repr__(self) -> str:
         shown = []
@@ -202,87 +130,3 @@ class Attack(ABC):
             text = f"<{len(value)} values>" if isinstance(value, tuple) and len(value) > 4 else repr(value)
             shown.append(f"{f.name}={text}")
         return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def _spread(name: str, value, n: int) -> np.ndarray:
-    """One float32 per sample from a number or from n numbers."""
-    values = np.asarray(value, dtype="float32")
-    if values.ndim and len(values) != n:
-        raise ValueError(
-            f"`{name}` must be a number or one for each of the {n} samples. Received: {len(values)} values"
-        )
-    return np.broadcast_to(values, (n,))
-
-
-class _Pool:
-    """A fixed number of slots; a sample takes one until it is done.
-
-    `sizes` are the numbers of slots that may be in use, largest first: each is one trace of the programs.
-    """
-
-    def __init__(self, x, y, numbers, seed, start, sizes):
-        self.source = (x, y, numbers, seed)
-        self.start, self.sizes = start, sizes
-        self.next = 0  # first sample that has not been started
-        self.index = np.empty(0, dtype="int64")  # sample in each used slot
-        self.reserve: tuple[np.ndarray, dict] | None = None  # started samples without a slot
-        self.x = self.y = self.state = None
-        self.full = False  # nothing has left since the slots were filled
-
-    def _load(self) -> tuple[np.ndarray, dict] | None:
-        """Start the next samples, a whole batch at a time."""
-        x, y, numbers, seed = self.source
-        left = len(x) - self.next
-        if left == 0:
-            return None
-        size = next((s for s in reversed(self.sizes) if s >= left), self.sizes[0])
-        index = np.arange(self.next, min(self.next + size, len(x)))
-        self.next += len(index)
-        rows = models.pad(index, size)
-        state = self.start(x[rows], y[rows], sample_seeds(seed, rows), {k: v[rows] for k, v in numbers.items()})
-        state = {k: ops.convert_to_numpy(v)[: len(index)] for k, v in state.items()}
-        return index, state
-
-    def refill(self, out, tick) -> bool:
-        """Put started samples into free slots; False when there is nothing left to do."""
-        if self.full:
-            return True
-        kept = [(self.index, self.state)] if len(self.index) else []
-        room = self.sizes[0] - len(self.index)
-        while room > 0:
-            if self.reserve is None:
-                self.reserve = self._load()
-            if self.reserve is None:
-                break
-            index, state = self.reserve
-            going = ~state["done"]
-            if not going.all():  # wrong from the start: returned unchanged
-                out[index[~going]] = state["adv"][~going]
-                tick(int(np.sum(~going)))
-                index, state = index[going], {k: v[going] for k, v in state.items()}
-            taken = min(room, len(index))
-            kept.append((index[:taken], {k: v[:taken] for k, v in state.items()}))
-            self.reserve = (index[taken:], {k: v[taken:] for k, v in state.items()}) if taken < len(index) else None
-            room -= taken
-        self.index = np.concatenate([i for i, _ in kept]) if kept else self.index
-        if not len(self.index):
-            return False
-        size = next(s for s in reversed(self.sizes) if s >= len(self.index))
-        x, y, _, _ = self.source
-        rows = models.pad(self.index, size)
-        self.x, self.y = ops.convert_to_tensor(x[rows]), ops.convert_to_tensor(y[rows])
-        self.state = {k: models.pad(np.concatenate([s[k] for _, s in kept]), size) for k in kept[0][1]}
-        self.full = True
-        return True
-
-    def collect(self, out, tick) -> None:
-        """Write the samples that are done to `out` and free their slots."""
-        used = len(self.index)
-        done = ops.convert_to_numpy(self.state["done"])[:used]
-        if not done.any():
-            return
-        out[self.index[done]] = ops.convert_to_numpy(self.state["adv"])[:used][done]
-        tick(int(done.sum()))
-        self.index = self.index[~done]
-        self.state = {k: ops.convert_to_numpy(v)[:used][~done] for k, v in self.state.items()}
-        self.full = False

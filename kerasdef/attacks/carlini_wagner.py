@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
-from kerasdef import backend, checks, losses, norms
-from kerasdef.attacks.base import Attack, select
+from kerasdef import checks, losses, norms
+from kerasdef.attacks.engine import StepAttack, select
 
 _INSIDE = 0.999999  # tanh never reaches the bounds: images are pulled in by this factor (authors' code)
 _WITHOUT_END = 1e10  # upper end of the search before c has been too large once (authors' code)
@@ -18,7 +18,7 @@ _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # Adam's defaults (Kingma and Ba, 2015
 
 
 @dataclass(frozen=True, repr=False)
-class CarliniWagner(Attack):
+class CarliniWagner(StepAttack):
     """Minimal-norm attack in L2: minimizes |delta|^2 + c * max(confidence - margin, 0) by Adam in tanh space.
 
     Each sample has its own binary search over c and its own early abort: when its loss has not fallen by 0.01 % in a
@@ -94,14 +94,14 @@ class CarliniWagner(Attack):
         """One Adam step of every sample, and the next c where this one is through."""
         c = state["c"]
 
-        def objective(w):
+        def objective(call, w):
             z = self._image(w)
-            logits = model(z, training=False)
+            logits = call(z)
             gain = self.goal.value(losses.margin, logits, y)
             size = ops.sum(ops.square(norms.flatten(z - x)), axis=1)
             return size + c * ops.maximum(self.confidence - gain, 0.0), (z, size, gain)
 
-        value, (z, size, gain), grad = backend.gradient(objective)(state["w"])
+        value, (z, size, gain), grad = self.gradient(model, objective, state["w"], state["moves"])
         hit = ops.logical_and(gain > 0, gain >= self.confidence)
         better = ops.logical_and(hit, size < state["size"])
         found = ops.logical_or(state["found"], hit)

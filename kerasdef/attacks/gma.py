@@ -13,6 +13,8 @@ import keras
 import numpy as np
 
 from kerasdef import checks, models, norms
+from kerasdef.attacks.base import Attack
+from kerasdef.attacks.goals import Goal, Misclassify
 from kerasdef.attacks.gradient import GradientAttack
 from kerasdef.norms import Linf, Norm
 
@@ -21,8 +23,8 @@ POWERS = (1, 2, 3, 4, 5, 6)  # paper, equation 2: i
 RADII = tuple(v * math.exp(-i) for i in POWERS for v in SIZES)  # in the order of Algorithm 1: V within i
 
 
-@dataclass(frozen=True)
-class GMA:
+@dataclass(frozen=True, repr=False)
+class GMA(Attack):
     """Gradient-based miniature attack (evasion): ten gradient steps at each of thirty radii V * exp(-i).
 
     The radii run from 0.00025 to 1.1036. The paper names no norm: Linf, with values in [0, 1], is the reading under
@@ -37,6 +39,9 @@ class GMA:
         scale: Factor on the radii.
         quantize: Round x_adv to the 256 levels that an 8-bit image has.
         bounds: Valid range of an input value.
+        goal: What the attacker wants.
+
+    Called with mode "all", it returns x_adv of shape (30 * n, ...), where rows 30 * i to 30 * i + 29 are of image i.
 
     Example:
     >>> x_adv = GMA()(model, x, y)
@@ -52,6 +57,7 @@ class GMA:
     scale: float = 1.0
     quantize: bool = False
     bounds: tuple[float, float] = (0.0, 1.0)
+    goal: Goal = field(default_factory=Misclassify)
 
     def __post_init__(self):
         checks.one_of("mode", self.mode, ("cycle", "all"))
@@ -73,29 +79,21 @@ class GMA:
         """
         eps = tuple(self.radii_of(n).tolist())
         return GradientAttack(
-            eps=eps, norm=self.norm, steps=self.steps, relative_step=2.5, early_stop=False, bounds=self.bounds
+            eps=eps,
+            norm=self.norm,
+            steps=self.steps,
+            relative_step=2.5,
+            early_stop=False,
+            goal=self.goal,
+            bounds=self.bounds,
         )
 
-    def __call__(
-        self,
-        model: keras.Model,
-        x: np.ndarray,
-        y: np.ndarray,
-        *,
-        batch_size: int = 256,
-        seed: int = 0,
-        progress: bool | None = None,
-    ) -> np.ndarray:
-        """Attack every image; arguments and errors as in `Attack.__call__`.
-
-        Returns:
-            x_adv of shape (n, ...), or (30 * n, ...) with "all", where rows 30 * i to 30 * i + 29 are of image i.
-        """
+    def _run(self, model, x, y, batch_size, seed, show):
         attack = self.attack(len(x))
         if self.mode == "all":
             x, y = np.repeat(x, len(self.radii), axis=0), np.repeat(y, len(self.radii))
-        x_adv = attack(model, x, y, batch_size=batch_size, seed=seed, progress=progress)
-        return to_8_bits(x_adv, self.bounds) if self.quantize else x_adv
+        x_adv, evaluations = attack._run(model, x, y, batch_size, seed, show)
+        return to_8_bits(x_adv, self.bounds) if self.quantize else x_adv, evaluations
 
 
 def to_8_bits(x: np.ndarray, bounds: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:

@@ -10,15 +10,15 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, losses, norms
-from kerasdef.attacks.base import Attack, select
 from kerasdef.attacks.directions import Direction, Momentum, Plain
+from kerasdef.attacks.engine import StepAttack, select
 from kerasdef.norms import Linf, Norm
 
 _LOOK = 10  # steps between two looks at who is done: one forward pass each
 
 
 @dataclass(frozen=True, repr=False)
-class GradientAttack(Attack):
+class GradientAttack(StepAttack):
     """Iterative projected gradient attack in a ball around the input.
 
     Args:
@@ -77,7 +77,7 @@ class GradientAttack(Attack):
         """The radius."""
         return {"eps": self.eps}
 
-    def static(self) -> Attack:
+    def static(self) -> GradientAttack:
         """This attack without its radius."""
         return dataclasses.replace(self, eps=0.0)
 
@@ -91,7 +91,6 @@ class GradientAttack(Attack):
         state = {
             "eps": eps,
             "now": now,
-            "count": ops.zeros_like(eps, dtype="int32"),
             "adv": now,
             "done": false,
         }
@@ -99,10 +98,10 @@ class GradientAttack(Attack):
             state |= {"reached": false, "value": ops.full_like(eps, -np.inf)}
         return state | self.direction.init(x)
 
-    def _evaluate(self, model, y, z):
-        logits = model(z, training=False)
+    def _evaluate(self, call, y, z):
+        logits = call(z)
         loss = losses.LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
-        return self.goal.value(loss, logits, y), logits
+        return self.goal.value(loss, logits, y), (logits,)
 
     def _remember(self, state: dict, value, logits, y) -> dict:
         """Keep the current point where it is better than the best so far."""
@@ -118,7 +117,7 @@ class GradientAttack(Attack):
     def step(self, model, x, y, state: dict) -> dict:
         """Climb the loss once and return to the ball and the bounds."""
         now, eps = state["now"], state["eps"]
-        value, logits, grad = backend.gradient(lambda z: self._evaluate(model, y, z))(now)
+        value, (logits,), grad = self.gradient(model, lambda call, z: self._evaluate(call, y, z), now, state["moves"])
         if self.best:
             state = self._remember(state, value, logits, y)
         memory = {k: state[k] for k in self.direction.init(x)}
@@ -127,19 +126,20 @@ class GradientAttack(Attack):
         moved = ops.clip(now + norms.per_sample(length, x) * self.norm.steepest(move), *self.bounds)
         moved = ops.clip(x + self.norm.project(moved - x, eps), *self.bounds)  # again: float noise
         if self.steps % self.chunk:  # the last chunk runs past `steps`
-            moved = select(state["count"] < self.steps, moved, now)
-        return state | memory | {"now": moved, "count": state["count"] + 1}
+            moved = select(state["moves"] < self.steps, moved, now)
+        return state | memory | {"now": moved}
 
     def judge(self, model, x, y, state: dict) -> dict:
         """Look at the newest point; done are samples out of steps and, with `early_stop`, those that succeeded."""
-        finished = state["count"] >= self.steps
+        finished = state["moves"] >= self.steps
         if not self.best:
             state = state | {"adv": state["now"]}
             if not self.early_stop:
                 return state | {"done": finished}
-            reached = self.goal.reached(model(state["now"], training=False), y)
+            reached = self.goal.reached(backend.evaluate(model, state["now"]), y)
             return state | {"done": ops.logical_or(finished, reached)}
-        state = self._remember(state, *self._evaluate(model, y, state["now"]), y)
+        value, (logits,) = self._evaluate(lambda z: backend.evaluate(model, z, -1), y, state["now"])
+        state = self._remember(state, value, logits, y)
         done = ops.logical_or(finished, state["reached"]) if self.early_stop else finished
         return state | {"done": done}
 

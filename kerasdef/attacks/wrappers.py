@@ -1,4 +1,4 @@
-"""Attacks made of attacks."""
+"""Attacks made of an attack: another goal, several radii."""
 
 from __future__ import annotations
 
@@ -9,14 +9,50 @@ import numpy as np
 
 from kerasdef import checks, models
 from kerasdef.attacks.base import Attack
-from kerasdef.attacks.goals import Hit
+from kerasdef.attacks.goals import Goal, Hit
 from kerasdef.attacks.gradient import GradientAttack
 
 _STRATEGIES = ("second_best", "least_likely", "random")
 
 
-@dataclass(frozen=True)
-class Targeted:
+@dataclass(frozen=True, eq=False, repr=False)
+class Wrapper(Attack):
+    """An attack that hands its work to another one; goal and bounds are those of the inner attack."""
+
+    attack: Attack
+
+    def __post_init__(self):
+        if not isinstance(self.attack, Attack):
+            raise ValueError(f"`attack` must be an Attack. Received: attack={self.attack!r}")
+
+    @property
+    def goal(self) -> Goal:
+        """Goal of the inner attack."""
+        return self.attack.goal
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Bounds of the inner attack."""
+        return self.attack.bounds
+
+    @property
+    def access(self) -> str:
+        """What the inner attack needs of the model."""
+        return self.attack.access
+
+    def with_goal(self, goal: Goal) -> Attack:
+        """This attack with another goal."""
+        return dataclasses.replace(self, attack=self.attack.with_goal(goal))
+
+    def _view(self, model):
+        return self.attack._view(model)
+
+    def _success(self, model, x_adv, y):
+        return self.attack._success(model, x_adv, y)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Targeted(Wrapper):
     """Move every sample to a chosen class instead of away from its own.
 
     Args:
@@ -24,30 +60,32 @@ class Targeted:
         targets: Target classes of shape (n,), or how to choose them: "second_best" (the most likely other class),
             "least_likely", "random". Targets are never taken from `y`.
 
+    Raises:
+        ValueError: When called: a target equals the true label.
+
     Example:
     >>> x_adv = Targeted(PGD(eps=0.3), "least_likely")(model, x, y)
     """
 
-    attack: Attack
     targets: np.ndarray | str = "second_best"
 
     def __post_init__(self):
-        if not isinstance(self.attack, Attack):
-            raise ValueError(f"`attack` must be an Attack. Received: attack={self.attack!r}")
+        super().__post_init__()
         if isinstance(self.targets, str):
             checks.one_of("targets", self.targets, _STRATEGIES)
 
-    def __call__(self, model, x, y, *, batch_size: int = 256, seed: int = 0, progress: bool | None = None):
-        """Attack every sample of an array; arguments and errors as in `Attack.__call__`, but `y` is required.
+    def run(self, model, x, y=None, *, batch_size: int = 256, seed: int = 0, progress: bool | None = None):
+        """Attack every sample of an array; success is to be taken for the target."""
+        model, x, y = self._prepare(model, x, y)
+        targets = self._choose(models.predict_logits(model, x), y, seed)
+        return self._aimed().run(model, x, targets, batch_size=batch_size, seed=seed, progress=progress)
 
-        Raises:
-            ValueError: A target equals the true label.
-        """
-        logits = models.predict_logits(model, checks.images("x", x, limits=self.attack.bounds))
-        y = checks.labels("y", y, n=len(x), classes=logits.shape[1])
-        targets = self._choose(logits, y, seed)
-        attack = dataclasses.replace(self.attack, goal=Hit())
-        return attack(model, x, targets, batch_size=batch_size, seed=seed, progress=progress)
+    def _aimed(self) -> Attack:
+        return self.attack.with_goal(Hit())
+
+    def _run(self, model, x, y, batch_size, seed, show):
+        targets = self._choose(models.predict_logits(model, x), y, seed)
+        return self._aimed()._run(model, x, targets.astype("int32"), batch_size, seed, show)
 
     def _choose(self, logits, y, seed):
         n, k = logits.shape
@@ -64,8 +102,8 @@ class Targeted:
         return others.argmax(axis=1) if self.targets == "second_best" else others.argmin(axis=1)
 
 
-@dataclass(frozen=True)
-class Cycled:
+@dataclass(frozen=True, repr=False)
+class Cycled(Wrapper):
     """A gradient attack whose samples take several radii in turn, one each.
 
     Args:
@@ -76,19 +114,18 @@ class Cycled:
     >>> x_adv = Cycled(PGD(norm="l2", steps=10), (1.0, 2.0, 3.0))(model, x, y)
     """
 
-    attack: GradientAttack
-    radii: tuple[float, ...]
+    radii: tuple[float, ...] = ()
 
     def __post_init__(self):
+        super().__post_init__()
         if not isinstance(self.attack, GradientAttack):
             raise ValueError(f"`attack` must be a GradientAttack. Received: attack={self.attack!r}")
-        object.__setattr__(self, "radii", checks.radius("radii", self.radii))
+        object.__setattr__(self, "radii", checks.radius("radii", np.atleast_1d(self.radii)))
 
     def radii_of(self, n: int) -> np.ndarray:
         """Radius of each of n samples: shape (n,)."""
         return np.resize(np.asarray(self.radii), n)
 
-    def __call__(self, model, x, y, *, batch_size: int = 256, seed: int = 0, progress: bool | None = None):
-        """Attack every sample of an array; arguments and errors as in `Attack.__call__`."""
+    def _run(self, model, x, y, batch_size, seed, show):
         attack = dataclasses.replace(self.attack, eps=self.radii_of(len(x)))
-        return attack(model, x, y, batch_size=batch_size, seed=seed, progress=progress)
+        return attack._run(model, x, y, batch_size, seed, show)

@@ -1,0 +1,273 @@
+"""Attacks made of steps, and the loop that runs them over arrays of any length.
+
+A step attack has three pure functions: `init` makes the state of a batch, `step` moves it once, `judge` looks at where
+it stands. The state is a dict of tensors whose first axis is the sample. On top of these, `perturb` runs inside a
+training step, and calling the attack runs a pool of fixed size over arrays: samples that are done leave it and fresh
+ones take their places, so nothing is retraced and memory does not grow with n.
+"""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasdef import backend, checks, models, progress
+from kerasdef.attacks.base import Attack
+from kerasdef.attacks.goals import Goal, Misclassify
+from kerasdef.random import sample_seeds
+
+State = dict
+_PROGRAMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_BUCKETS = (1, 4, 16)  # the tail of a run goes on in a half-empty pool of 1/4, then 1/16 of the batch size
+
+
+def select(mask, yes, no):
+    """`where` for a mask of shape (n,) over tensors of shape (n, ...)."""
+    return ops.where(ops.reshape(mask, (-1,) + (1,) * (len(yes.shape) - 1)), yes, no)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StepAttack(Attack):
+    """Settings and pure functions of an attack that follows the gradients of a Keras classifier.
+
+    Args:
+        goal: What the attacker wants; `Misclassify()` unless a wrapper says otherwise.
+        bounds: Valid range of an input value, `(low, high)`.
+        samples: Draws of the model's own randomness over which every gradient is averaged (EOT). One is right for a
+            model without randomness.
+    """
+
+    goal: Goal = field(default_factory=Misclassify)
+    bounds: tuple[float, float] = (0.0, 1.0)
+    samples: int = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "bounds", checks.bounds(self.bounds))
+        checks.positive_int("samples", self.samples)
+
+    # -- what an attack is made of ------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def steps_in_all(self) -> int:
+        """Most steps that one sample can take."""
+
+    @property
+    def chunk(self) -> int:
+        """Steps between two looks at who is done."""
+        return self.steps_in_all
+
+    @property
+    def parameters(self) -> dict[str, float | tuple[float, ...]]:
+        """Numbers that are arguments of the compiled functions rather than constants in them, by name."""
+        return {}
+
+    def static(self) -> Attack:
+        """This attack without its `parameters`: what one compiled program serves."""
+        return self
+
+    @abstractmethod
+    def init(self, model, x, y, seeds, parameters: dict) -> State:
+        """State before the first step. It holds "adv" (n, ...), the best input so far, and "done" (n,)."""
+
+    @abstractmethod
+    def step(self, model, x, y, state: State) -> State:
+        """One step of every sample of the batch."""
+
+    def judge(self, model, x, y, state: State) -> State:
+        """Look at the newest iterates: update "adv" and "done"."""
+        return state
+
+    def gradient(self, model, objective: Callable, z, moves):
+        """Value and gradient of an objective, averaged over `samples` draws of the model's randomness.
+
+        Args:
+            model: The classifier.
+            objective: Maps (call, z) to (value, aux): `call` gives the model's logits for a batch, value has the
+                shape (n,), aux is a tuple of floating-point tensors.
+            z: Tensor of shape (n, ...) to differentiate by.
+            moves: The state's "moves": every step and draw has noise of its own.
+
+        Returns:
+            `(value, aux, grad)`.
+        """
+        total = None
+        for i in range(self.samples):
+            salt = ops.sum(moves) * self.samples + i
+
+            def call(inputs, salt=salt):
+                return backend.evaluate(model, inputs, salt)
+
+            found = backend.gradient(lambda v, call=call: objective(call, v))(z)
+            total = found if total is None else keras.tree.map_structure(ops.add, total, found)
+        if self.samples == 1:
+            return total
+        return keras.tree.map_structure(lambda t: t / self.samples, total)
+
+    # -- inside a training step ---------------------------------------------------------------------------------
+
+    def perturb(self, model: keras.Model, x, y, seeds):
+        """Adversarial images for a batch: pure and traceable, for use inside training steps.
+
+        Unlike a call, it takes all its steps for every sample, also for those that are misclassified from the start.
+
+        Args:
+            model: A built classifier that gives logits; it is read only, in inference mode.
+            x: Tensor of shape (n, ...), float32, within `bounds`.
+            y: Tensor of shape (n,), integers.
+            seeds: Tensor of shape (n,), integers: one seed per sample.
+
+        Returns:
+            Tensor of the shape of x.
+        """
+        n = ops.shape(x)[0]
+        numbers = {
+            name: ops.broadcast_to(ops.convert_to_tensor(np.float32(value)), (n,))
+            for name, value in self.parameters.items()
+        }
+        state = self.init(model, x, y, seeds, numbers)
+        state["moves"] = ops.zeros_like(state["done"], dtype="int32")
+        state = ops.fori_loop(0, self.steps_in_all, lambda i, s: _move(self, model, x, y, s), state)
+        return ops.stop_gradient(self.judge(model, x, y, state)["adv"])
+
+    # -- on arrays ----------------------------------------------------------------------------------------------
+
+    def _run(self, model, x, y, batch_size, seed, show) -> tuple[np.ndarray, np.ndarray]:
+        start, advance = self._programs(model)
+        sizes = sorted({max(1, batch_size // b) for b in _BUCKETS}, reverse=True)
+        numbers = {name: _spread(name, value, len(x)) for name, value in self.parameters.items()}
+        pool = _Pool(x, y, numbers, seed, start, sizes)
+        out, spent = np.array(x), np.zeros(len(x), dtype="int64")
+        with progress.bar(type(self).__name__, len(x), show=show) as tick:
+            while pool.refill(out, tick):
+                pool.state = advance(pool.x, pool.y, pool.state)
+                pool.collect(out, spent, tick)
+        return out, np.minimum(spent, self.steps_in_all) * self.samples
+
+    def _programs(self, model):
+        """Compiled `start` and `advance` for this attack and model; kept as long as the model lives."""
+        attack = self.static()
+        kept = _PROGRAMS.setdefault(model, {})
+        if attack not in kept:
+            reference = weakref.ref(model)
+
+            def start(x, y, seeds, parameters):
+                model = reference()
+                wrong = attack.goal.reached(backend.evaluate(model, x), y)
+                state = attack.init(model, x, y, seeds, parameters)
+                state["adv"] = select(wrong, x, state["adv"])  # not a random start
+                state["done"] = ops.logical_or(state["done"], wrong)
+                return state | {"wrong": wrong, "moves": ops.zeros_like(wrong, dtype="int32")}
+
+            def step(x, y, state):
+                return _move(attack, reference(), x, y, state)
+
+            def judge(x, y, state, wrong):
+                state = attack.judge(reference(), x, y, state)
+                return {**state, "done": ops.logical_or(state["done"], wrong)}
+
+            steps, look = backend.repeated(step, attack.chunk, model), backend.compiled(judge, model)
+
+            def advance(x, y, state):
+                wrong = state["wrong"]
+                state = steps(x, y, {k: v for k, v in state.items() if k != "wrong"})
+                return {**look(x, y, state, wrong), "wrong": wrong}
+
+            kept[attack] = (backend.compiled(start, model), advance)
+        return kept[attack]
+
+
+def _move(attack, model, x, y, state: State) -> State:
+    """One step, counted."""
+    return attack.step(model, x, y, state) | {"moves": state["moves"] + 1}
+
+
+def _spread(name: str, value, n: int) -> np.ndarray:
+    """One float32 per sample from a number or from n numbers."""
+    values = np.asarray(value, dtype="float32")
+    if values.ndim and len(values) != n:
+        raise ValueError(
+            f"`{name}` must be a number or one for each of the {n} samples. Received: {len(values)} values"
+        )
+    return np.broadcast_to(values, (n,))
+
+
+class _Pool:
+    """A fixed number of slots; a sample takes one until it is done.
+
+    `sizes` are the numbers of slots that may be in use, largest first: each is one trace of the programs.
+    """
+
+    def __init__(self, x, y, numbers, seed, start, sizes):
+        self.source = (x, y, numbers, seed)
+        self.start, self.sizes = start, sizes
+        self.next = 0  # first sample that has not been started
+        self.index = np.empty(0, dtype="int64")  # sample in each used slot
+        self.reserve: tuple[np.ndarray, dict] | None = None  # started samples without a slot
+        self.x = self.y = self.state = None
+        self.full = False  # nothing has left since the slots were filled
+
+    def _load(self) -> tuple[np.ndarray, dict] | None:
+        """Start the next samples, a whole batch at a time."""
+        x, y, numbers, seed = self.source
+        left = len(x) - self.next
+        if left == 0:
+            return None
+        size = next((s for s in reversed(self.sizes) if s >= left), self.sizes[0])
+        index = np.arange(self.next, min(self.next + size, len(x)))
+        self.next += len(index)
+        rows = models.pad(index, size)
+        state = self.start(x[rows], y[rows], sample_seeds(seed, rows), {k: v[rows] for k, v in numbers.items()})
+        state = {k: ops.convert_to_numpy(v)[: len(index)] for k, v in state.items()}
+        return index, state
+
+    def refill(self, out, tick) -> bool:
+        """Put started samples into free slots; False when there is nothing left to do."""
+        if self.full:
+            return True
+        kept = [(self.index, self.state)] if len(self.index) else []
+        room = self.sizes[0] - len(self.index)
+        while room > 0:
+            if self.reserve is None:
+                self.reserve = self._load()
+            if self.reserve is None:
+                break
+            index, state = self.reserve
+            going = ~state["done"]
+            if not going.all():  # wrong from the start: returned unchanged
+                out[index[~going]] = state["adv"][~going]
+                tick(int(np.sum(~going)))
+                index, state = index[going], {k: v[going] for k, v in state.items()}
+            taken = min(room, len(index))
+            kept.append((index[:taken], {k: v[:taken] for k, v in state.items()}))
+            self.reserve = (index[taken:], {k: v[taken:] for k, v in state.items()}) if taken < len(index) else None
+            room -= taken
+        self.index = np.concatenate([i for i, _ in kept]) if kept else self.index
+        if not len(self.index):
+            return False
+        size = next(s for s in reversed(self.sizes) if s >= len(self.index))
+        x, y, _, _ = self.source
+        rows = models.pad(self.index, size)
+        self.x, self.y = ops.convert_to_tensor(x[rows]), ops.convert_to_tensor(y[rows])
+        self.state = {k: models.pad(np.concatenate([s[k] for _, s in kept]), size) for k in kept[0][1]}
+        self.full = True
+        return True
+
+    def collect(self, out, spent, tick) -> None:
+        """Write the samples that are done to `out`, their steps to `spent`, and free their slots."""
+        used = len(self.index)
+        done = ops.convert_to_numpy(self.state["done"])[:used]
+        if not done.any():
+            return
+        out[self.index[done]] = ops.convert_to_numpy(self.state["adv"])[:used][done]
+        spent[self.index[done]] = ops.convert_to_numpy(self.state["moves"])[:used][done]
+        tick(int(done.sum()))
+        self.index = self.index[~done]
+        self.state = {k: ops.convert_to_numpy(v)[:used][~done] for k, v in self.state.items()}
+        self.full = False
