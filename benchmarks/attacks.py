@@ -1,6 +1,6 @@
-"""Speed, strength and memory of the attacks, next to a bare gradient, ART and foolbox: ratios, not a test.
+"""Speed, strength and memory of the attacks, next to a bare gradient and to other toolkits: ratios, not a test.
 
-    python benchmarks/attacks.py [--json FILE] [--dataset digits|mnist] [--quick]
+    python benchmarks/attacks.py [--json FILE] [--quick] [--only NAME ...]
 
 Every function runs once before it is timed, so tracing is left out. What is measured, and why so, stands in
 README.md next to this file.
@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
+import math
 import os
 import platform
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -26,21 +28,34 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+import peers
+import victims
 from rich.console import Console
 from rich.table import Table
 
-from kerasdef import backend, datasets, losses, models, networks, progress
-from kerasdef.attacks import FGSM, PGD, CarliniWagner, base
+from kerasdef import backend, losses, models, networks, norms
+from kerasdef.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    FMN,
+    PGD,
+    Attack,
+    AutoAttack,
+    CarliniWagner,
+    DeepFool,
+    HopSkipJump,
+    Square,
+    engine,
+)
 
 BATCH = 256
-EPS = 0.3
-STEPS = 40
-STEP_SIZE = 2.5 * EPS / STEPS
-C_AND_W = {"steps": 20, "binary_search_steps": 5, "initial_c": 0.1, "learning_rate": 0.1}
+STEPS = 40  # of PGD: Madry et al. for MNIST
+STEP_SIZE = 2.5 / STEPS  # times eps
 console = Console(stderr=True)
 
 
-def seconds(run, repeats: int) -> float:
+def seconds(run: Callable, repeats: int) -> float:
     """Median time of `run()`, which must have run before."""
     times = []
     for _ in range(repeats):
@@ -50,212 +65,246 @@ def seconds(run, repeats: int) -> float:
     return median(times)
 
 
-def load(name: str) -> datasets.Dataset:
-    try:
-        return datasets.load(name, download=False)
-    except datasets.DatasetNotFound:
-        console.print(f"{name} was not found: the benchmark runs on digits, its numbers are those of 8x8 images.")
-        return datasets.load("digits")
+# -- what is compared ------------------------------------------------------------------------------
 
 
-def train(data: datasets.Dataset, epochs: int, limit: int) -> keras.Model:
-    keras.utils.set_random_seed(0)
-    model = networks.cnn11(data.input_shape)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("adam", loss, metrics=["accuracy"], jit_compile=backend.jit())
-    batches = -(-min(limit, data.n_train) // 128)
-    with progress.bar("training", epochs * batches) as tick:
-        on_batch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs=None: tick(1))
-        x, y = data.x_train[:limit], data.y_train[:limit]
-        model.fit(x, y, batch_size=128, epochs=epochs, verbose=0, callbacks=[on_batch])
-    return model
+@dataclass(frozen=True)
+class Case:
+    """One attack on one model, with the same attack of others.
+
+    Args:
+        name: Of the row.
+        attack: Ours.
+        n: Images.
+        peers: Functions that make a runner from the model, by the name of the toolkit.
+        reach: Least ratio of their time to ours, by the name of the toolkit.
+        overhead: Most time over that of the bare gradients, or None.
+        norm: For the median change of minimal attacks.
+    """
+
+    name: str
+    attack: Attack
+    n: int = BATCH
+    peers: Mapping[str, Callable] = field(default_factory=dict)
+    reach: Mapping[str, float] = field(default_factory=dict)
+    overhead: float | None = None
+    norm: str = "l2"
 
 
-def correct(model, data: datasets.Dataset, n: int):
-    """The first n test images (training images after them) that the model gets right."""
-    x = np.concatenate([data.x_test, data.x_train[: 4 * n]])
-    y = np.concatenate([data.y_test, data.y_train[: 4 * n]])
-    x, y = x[: 8 * n], y[: 8 * n]
-    right = np.flatnonzero(models.predict_logits(model, x).argmax(axis=1) == y)[:n]
-    return x[right], y[right]
-
-
-def strength(model, x_adv, y) -> dict:
-    logits = models.predict_logits(model, x_adv)
-    loss = keras.ops.convert_to_numpy(losses.cross_entropy(logits, y))
-    return {"accuracy_left": float((logits.argmax(axis=1) == y).mean()), "mean_loss": float(loss.mean())}
-
-
-def peer(name: str) -> bool:
-    found = importlib.util.find_spec(name) is not None
-    if not found:
-        console.print(f"{name} is not installed: its rows are left out.")
-    return found
-
-
-def in_art(model):
-    from art.estimators.classification import TensorFlowV2Classifier
-
-    return TensorFlowV2Classifier(
-        model=model,
-        nb_classes=model.output_shape[-1],
-        input_shape=model.input_shape[1:],
-        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        clip_values=(0.0, 1.0),
+def cases(eps: float, quick: bool, few: int) -> Iterator[Case]:
+    """The rows of one model; `few` images for what ART does slowly."""
+    step = STEP_SIZE * eps
+    yield Case(
+        f"PGD-{STEPS}, all steps",
+        PGD(eps=eps, steps=STEPS, early_stop=False),
+        peers={
+            "ART": lambda m: peers.art(
+                "ProjectedGradientDescent",
+                m,
+                eps=eps,
+                eps_step=step,
+                max_iter=STEPS,
+                num_random_init=1,
+                batch_size=BATCH,
+                verbose=False,
+            ),
+            "foolbox": lambda m: peers.foolbox(
+                "LinfPGD", m, eps=eps, abs_stepsize=step, steps=STEPS, random_start=True
+            ),
+        },
+        reach={"ART": 2.3, "foolbox": 2.0},
+        overhead=1.15,
     )
+    yield Case(f"PGD-{STEPS}, early stop", PGD(eps=eps, steps=STEPS))
+    apgd = {"eps": eps, "eps_step": 2 * eps, "max_iter": 100, "nb_random_init": 1, "batch_size": BATCH}
+    yield Case(
+        "APGD-CE 100, all steps",
+        APGD(eps=eps, early_stop=False),
+        peers={"ART": lambda m: peers.art("AutoProjectedGradientDescent", m, **apgd, verbose=False)},
+        reach={"ART": 2.0},
+        overhead=1.15,
+    )
+    yield Case("APGD-CE 100, early stop", APGD(eps=eps))
+    yield Case("APGD-T 9 x 100", APGD(eps=eps, loss="targeted_dlr"))
+    yield Case(
+        "DeepFool L2",
+        DeepFool(),
+        peers={"foolbox": lambda m: peers.foolbox("L2DeepFoolAttack", m, steps=50, candidates=10, overshoot=0.02)},
+        reach={"foolbox": 2.0},
+    )
+    yield Case(
+        f"DeepFool L2, {few} images",
+        DeepFool(),
+        n=few,
+        peers={"ART": lambda m: peers.art("DeepFool", m, max_iter=50, epsilon=0.02, batch_size=few, verbose=False)},
+        reach={"ART": 50.0},
+    )
+    cw = {"steps": 20 if quick else 50, "binary_search_steps": 5}
+    yield Case(
+        f"C&W L2 {cw['binary_search_steps']} x {cw['steps']}",
+        CarliniWagner(**cw, initial_c=0.1, learning_rate=0.1, abort_early=False),
+        n=4 * few,
+        peers={
+            "foolbox": lambda m: peers.foolbox(
+                "L2CarliniWagnerAttack", m, **cw, stepsize=0.1, initial_const=0.1, abort_early=False
+            )
+        },
+        reach={"foolbox": 2.5},
+        overhead=1.3,
+    )
+    small = {"steps": 20, "binary_search_steps": 5}
+    yield Case(
+        f"C&W L2 5 x 20, {few} images",
+        CarliniWagner(**small, initial_c=0.1, learning_rate=0.1, abort_early=False),
+        n=few,
+        peers={
+            "ART": lambda m: peers.art(
+                "CarliniL2Method",
+                m,
+                max_iter=small["steps"],
+                binary_search_steps=small["binary_search_steps"],
+                initial_const=0.1,
+                learning_rate=0.1,
+                batch_size=few,
+                verbose=False,
+            )
+        },
+        reach={"ART": 30.0},
+    )
+    yield Case(
+        "FMN L2 100",
+        FMN(norm="l2", steps=100),
+        peers={"foolbox": lambda m: peers.foolbox("L2FMNAttack", m, steps=100)},
+    )
+    yield Case("FAB-T Linf 100", FAB(steps=100, targets=9, eps=eps), overhead=1.3, norm="linf")
+    queries = 200 if quick else 1000
+    yield Case(
+        f"Square {queries} queries",
+        Square(eps=eps, queries=queries),
+        peers={
+            "ART": lambda m: peers.art(
+                "SquareAttack", m, eps=eps, max_iter=queries, nb_restarts=1, batch_size=BATCH, verbose=False
+            )
+        },
+    )
+    yield Case(
+        f"HopSkipJump L2, {few} images",
+        HopSkipJump(queries=1000 if quick else 3000),
+        n=few,
+        peers={
+            "ART": lambda m: peers.art(
+                "HopSkipJump", m, max_iter=3 if quick else 7, init_eval=100, max_eval=1000, verbose=False
+            )
+        },
+    )
+    yield Case("AutoAttack standard, 200 images", AutoAttack(eps=eps), n=min(200, BATCH))
 
 
-def in_foolbox(model):
-    import foolbox
-
-    return foolbox.TensorFlowModel(lambda z: model(z, training=False), bounds=(0, 1))
+# -- how it is measured ----------------------------------------------------------------------------
 
 
-def step_against_gradient(model, x, y, traces: int, repeats: int) -> dict:
-    """One PGD step over one compiled gradient, each over several fresh traces, taken in turn."""
-    attack = PGD(eps=EPS, steps=STEPS, early_stop=False)
+def gradient_seconds(model, x, y, repeats: int) -> float:
+    """Time of one compiled gradient of the cross-entropy on a batch, the median over fresh traces."""
     labels = y.astype("int32")
-    steps, gradients = [], []
-    with progress.bar("PGD step / gradient", traces) as tick:
-        for _ in range(traces):
-            base._PROGRAMS.clear()
-            attack(model, x, y, batch_size=BATCH, progress=False)
-            whole = seconds(lambda: attack(model, x, y, batch_size=BATCH, progress=False), repeats)
-            steps.append(whole / STEPS)
 
-            def derive(z, labels):
-                def value(images):
-                    logits = model(images, training=False)
-                    return losses.cross_entropy(logits, labels), logits
+    def derive(z, labels):
+        def value(images):
+            logits = backend.evaluate(model, images)
+            return losses.cross_entropy(logits, labels), logits
 
-                return backend.gradient(value)(z)[2]
+        return backend.gradient(value)(z)[2]
 
-            compiled = backend.compiled(derive, model)
-            on_device = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(labels)
+    on_device = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(labels)
+    times = []
+    for _ in range(3):  # a trace may be slow or fast
+        compiled = backend.compiled(lambda z, labels: derive(z, labels), model)
 
-            def once(compiled=compiled, on_device=on_device):
-                keras.ops.convert_to_numpy(compiled(*on_device))
+        def once(compiled=compiled):
+            keras.ops.convert_to_numpy(compiled(*on_device))
 
-            once()
-            gradients.append(seconds(once, repeats * 5))
-            tick(1)
+        once()
+        times.append(seconds(once, repeats * 3))
+    return median(times)
+
+
+def strength(model, x, x_adv, y, norm: str) -> dict:
+    """Accuracy left, mean cross-entropy, median change of what fell."""
+    logits = models.predict_logits(model, x_adv)
+    fell = logits.argmax(axis=1) != y
+    change = keras.ops.convert_to_numpy(norms.get(norm).size(keras.ops.convert_to_tensor(x_adv - x)))
+    loss = keras.ops.convert_to_numpy(losses.cross_entropy(logits, y))
     return {
-        "step_seconds": steps,
-        "gradient_seconds": gradients,
-        "ratio_of_medians": median(steps) / median(gradients),
-        "ratio_of_minima": min(steps) / min(gradients),
+        "accuracy_left": float(1 - fell.mean()),
+        "mean_loss": float(loss.mean()),
+        "fell": fell,
+        "change": change,
     }
 
 
-def pgd(model, x, y, traces: int, repeats: int) -> dict:
-    """PGD with all its steps, and as it comes (samples leave when they are adversarial)."""
-    found = {}
-    for key, attack in (
-        ("all steps", PGD(eps=EPS, steps=STEPS, early_stop=False)),
-        ("early stop", PGD(eps=EPS, steps=STEPS)),
-    ):
-        times = []
-        for _ in range(traces):
-            base._PROGRAMS.clear()
-            x_adv = attack(model, x, y, batch_size=BATCH, progress=False)
-            times.append(seconds(lambda: attack(model, x, y, batch_size=BATCH, progress=False), repeats))  # noqa: B023
-        found[key] = {"seconds": median(times), "fastest": min(times), **strength(model, x_adv, y)}
-    return found
+def measure_case(case: Case, model, x, y, gradient: float, repeats: int) -> dict:
+    """One row: ours and every peer on the same images."""
+    x, y = x[: case.n], y[: case.n]
+
+    def ours():
+        return case.attack.run(model, x, y, batch_size=min(BATCH, len(x)), progress=False)
+
+    result = ours()
+    mine = {"seconds": seconds(ours, repeats), **strength(model, x, result.x_adv, y, case.norm)}
+    evaluations = float(np.sum(result.evaluations))
+    row = {"name": case.name, "n": len(x), "kerasdef": mine, "evaluations": evaluations, "peers": {}}
+    if case.attack.access == "white box":
+        row["overhead"] = mine["seconds"] / (evaluations * gradient / BATCH)
+        row["overhead_to_reach"] = case.overhead
+    for name, make in case.peers.items():
+        if not peers.installed(name.lower()):
+            continue
+        theirs = make(model)
+        theirs(x[: min(4, len(x))], y[: min(4, len(x))])  # what they compile for any batch
+        start = time.perf_counter()
+        found = theirs(x, y)
+        first = time.perf_counter() - start
+        taken = first if first > 20 else min(first, seconds(lambda f=theirs: f(x, y), repeats))
+        row["peers"][name] = compare(mine, {"seconds": taken, **strength(model, x, found, y, case.norm)})
+        row["peers"][name]["to_reach"] = case.reach.get(name)
+    for side in (mine, *row["peers"].values()):
+        side["success"] = float(np.mean(side.pop("fell")))
+        side["median_change"] = _median(side.pop("change"))
+    return row
 
 
-def pgd_of_art(model, x, y, repeats: int) -> dict:
-    from art.attacks.evasion import ProjectedGradientDescent
-
-    attack = ProjectedGradientDescent(
-        in_art(model),
-        eps=EPS,
-        eps_step=STEP_SIZE,
-        max_iter=STEPS,
-        num_random_init=1,
-        batch_size=BATCH,
-        verbose=False,
-    )
-    attack.generate(x[:BATCH], y[:BATCH])
-    x_adv = attack.generate(x, y)
-    return {"seconds": seconds(lambda: attack.generate(x, y), repeats), **strength(model, x_adv, y)}
-
-
-def pgd_of_foolbox(model, x, y, repeats: int) -> dict:
-    import foolbox
-    import tensorflow as tf
-
-    wrapped = in_foolbox(model)
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=STEPS, random_start=True)
-
-    def run():
-        parts = []
-        for start in range(0, len(x), BATCH):
-            part = slice(start, start + BATCH)
-            _, clipped, _ = attack(wrapped, tf.constant(x[part]), tf.constant(y[part]), epsilons=EPS)
-            parts.append(clipped.numpy())
-        return np.concatenate(parts)
-
-    x_adv = run()
-    return {"seconds": seconds(run, repeats), **strength(model, x_adv, y)}
-
-
-def carlini_wagner(model, x, y, repeats: int) -> tuple[dict, np.ndarray]:
-    attack = CarliniWagner(**C_AND_W, abort_early=False)
-    x_adv = attack(model, x, y, batch_size=len(x), progress=False)
-    return {"seconds": seconds(lambda: attack(model, x, y, batch_size=len(x), progress=False), repeats)}, x_adv
-
-
-def carlini_wagner_of_art(model, x, y, batch_size: int, warm_up: int) -> tuple[dict, np.ndarray]:
-    from art.attacks.evasion import CarliniL2Method
-
-    attack = CarliniL2Method(
-        in_art(model),
-        max_iter=C_AND_W["steps"],
-        binary_search_steps=C_AND_W["binary_search_steps"],
-        initial_const=C_AND_W["initial_c"],
-        learning_rate=C_AND_W["learning_rate"],
-        batch_size=batch_size,
-        verbose=False,
-    )
-    attack.generate(x[:warm_up], y[:warm_up])
-    start = time.perf_counter()
-    x_adv = attack.generate(x, y)
-    return {"seconds": time.perf_counter() - start}, x_adv
-
-
-def carlini_wagner_of_foolbox(model, x, y, repeats: int) -> tuple[dict, np.ndarray]:
-    import foolbox
-    import tensorflow as tf
-
-    wrapped = in_foolbox(model)
-    attack = foolbox.attacks.L2CarliniWagnerAttack(
-        binary_search_steps=C_AND_W["binary_search_steps"],
-        steps=C_AND_W["steps"],
-        stepsize=C_AND_W["learning_rate"],
-        initial_const=C_AND_W["initial_c"],
-        abort_early=False,
-    )
-
-    def run():
-        return attack(wrapped, tf.constant(x), tf.constant(y), epsilons=None)[0].numpy()
-
-    x_adv = run()
-    return {"seconds": seconds(run, repeats)}, x_adv
-
-
-def compare_sizes(model, x, y, ours, theirs) -> dict:
-    """Success of both, and the median L2 change of the images that both broke."""
-    broke = [models.predict_logits(model, z).argmax(axis=1) != y for z in (ours, theirs)]
-    both = broke[0] & broke[1]
-    change = [np.linalg.norm((z - x)[both].reshape(both.sum(), -1), axis=1) for z in (ours, theirs)]
-    sizes = [float(np.median(c)) if both.any() else float("nan") for c in change]
-    return {
-        "success_ours": float(broke[0].mean()),
-        "success_theirs": float(broke[1].mean()),
+def compare(mine: dict, theirs: dict) -> dict:
+    """Ratio of the times, and of the median changes of what both broke."""
+    both = mine["fell"] & theirs["fell"]
+    medians = [_median(side["change"][both]) for side in (mine, theirs)]
+    return theirs | {
+        "times_as_fast": theirs["seconds"] / mine["seconds"],
         "both": int(both.sum()),
-        "median_l2_ours": sizes[0],
-        "median_l2_theirs": sizes[1],
+        "median_change_ratio": medians[0] / medians[1] if both.any() and medians[1] > 0 else math.nan,
     }
+
+
+def _median(values) -> float:
+    return float(np.median(values)) if len(values) else math.nan
+
+
+def pgd_by_hand(mine: dict, model, x, y, eps: float, repeats: int) -> dict:
+    """PGD-40 in PyTorch, where a Python with it is at hand, next to ours: a peer's entry by its name, or nothing."""
+    if peers.torch_python() is None:
+        return {}
+    found = peers.torch_pgd(model, x, y, eps=eps, steps=STEPS, step_size=STEP_SIZE * eps, repeats=repeats)
+    entry = strength(model, x, found["x_adv"], y, "linf")
+    entry |= {
+        "seconds": found["seconds"],
+        "times_as_fast": found["seconds"] / mine["seconds"],
+        "median_change_ratio": math.nan,
+        "to_reach": 1.6,
+        "success": float(np.mean(entry.pop("fell"))),
+        "median_change": _median(entry.pop("change")),
+    }
+    return {"PyTorch by hand": entry}
+
+
+# -- memory ----------------------------------------------------------------------------------------
 
 
 def peak() -> int:
@@ -277,7 +326,7 @@ def memory_child(n: int, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     x = rng.random((n, *shape), dtype="float32")
     y = models.predict_logits(model, x).argmax(axis=1)
-    attack = FGSM(eps=EPS)
+    attack = FGSM(eps=0.3)
     attack(model, x[: 4 * BATCH], y[: 4 * BATCH], batch_size=BATCH, progress=False)
     forget_peak()
     before = peak()
@@ -293,7 +342,11 @@ def memory(n: int, shape) -> dict:
     return json.loads(answer.stdout.strip().splitlines()[-1])
 
 
+# -- all of it -------------------------------------------------------------------------------------
+
+
 def machine() -> dict:
+    """Where this runs."""
     packages = ("kerasdef", "keras", "tensorflow", "numpy", "adversarial-robustness-toolbox", "foolbox")
     versions = {}
     for name in packages:
@@ -311,139 +364,120 @@ def machine() -> dict:
     }
 
 
-def measure(name: str, quick: bool) -> dict:
+def measure(quick: bool, only: list[str]) -> dict:
+    """Everything, as one JSON value."""
     began = time.perf_counter()
-    found: dict = {"machine": machine(), "settings": {"batch": BATCH, "eps": EPS, "steps": STEPS, **C_AND_W}}
+    found: dict = {"machine": machine(), "batch": BATCH, "models": [], "memory": []}
 
     def note(text: str) -> None:
         console.print(f"[{time.perf_counter() - began:5.0f} s] {text}")
 
-    data = load("digits" if quick else name)
-    shape = data.input_shape
-    found["dataset"] = data.name
-    sizes = (2_000, 10_000) if quick else (10_000, 60_000)
-    found["memory"] = []
-    with progress.bar("memory", len(sizes)) as tick:
-        for n in sizes:
-            found["memory"].append(memory(n, shape))
-            tick(1)
-    note("memory measured")
-
-    model = train(data, *((8, 2_000) if data.name == "digits" else (2, 20_000)))
-    note("model trained")
-    traces, repeats = (3, 2) if quick else (5, 3)
-    x, y = correct(model, data, BATCH)
-    if len(x) < BATCH:
-        raise SystemExit(f"The model gets only {len(x)} images right, {BATCH} are needed.")
-    found["step_over_gradient"] = step_against_gradient(model, x, y, traces, repeats)
-    note("PGD step and gradient measured")
-
-    found["pgd"] = {"n": len(x), "kerasdef": pgd(model, x, y, traces=2 if quick else 3, repeats=2)}
-    few = 2 if quick else 10
-    found["carlini_wagner"] = {"n": few}
-    cw_time, cw_adv = carlini_wagner(model, x[:few], y[:few], 3)
-    found["carlini_wagner"]["kerasdef"] = cw_time
-    note("kerasdef measured")
-
-    if peer("art"):
-        found["pgd"]["art"] = pgd_of_art(model, x, y, 1 if quick else 2)
-        note("ART PGD measured")
-        for key, size in (("art", few), ("art, its batch size of 1", 1)):
-            if quick and size == 1:
+    mnist = victims.load("digits" if quick else "mnist")
+    plans = [  # kind, data, epochs, training images, eps, images attacked, rows left out
+        ("plain", mnist, 2, 20_000, 0.3, BATCH, ()),
+        ("robust", mnist, 4, 20_000, 0.2, BATCH, ("DeepFool", "HopSkipJump", "5 x 20")),
+    ]
+    if not quick:
+        color = victims.load("cifar10")
+        left_out = ("HopSkipJump", "Square", "AutoAttack", "5 x 20", "APGD-T", "C&W", "images")
+        plans.append(("residual", color, 2, 10_000, 8 / 255, 128, left_out))
+    repeats = 1 if quick else 2
+    for kind, data, epochs, limit, eps, n, left_out in plans:
+        model, facts = victims.victim(kind, data, epochs=8 if data.name == "digits" else epochs, limit=limit)
+        note(f"model {kind} ready")
+        x, y = victims.correct(model, data, n)
+        gradient = gradient_seconds(model, *(np.resize(v, (BATCH, *v.shape[1:])) for v in (x, y)), repeats)
+        rows = []
+        for case in cases(eps, quick, few=4 if quick else 10):
+            skipped = any(word in case.name for word in left_out)
+            if skipped or (only and not any(word.lower() in case.name.lower() for word in only)):
                 continue
-            theirs, adv = carlini_wagner_of_art(model, x[:few], y[:few], size, warm_up=1 if quick else size)
-            found["carlini_wagner"][key] = theirs | compare_sizes(model, x[:few], y[:few], cw_adv, adv)
-        note("ART C&W measured")
-    if peer("foolbox"):
-        found["pgd"]["foolbox"] = pgd_of_foolbox(model, x, y, 1 if quick else 2)
-        theirs, adv = carlini_wagner_of_foolbox(model, x[:few], y[:few], 2)
-        found["carlini_wagner"]["foolbox"] = theirs | compare_sizes(model, x[:few], y[:few], cw_adv, adv)
-        note("foolbox measured")
+            engine._PROGRAMS.clear()
+            rows.append(measure_case(case, model, x, y, gradient, repeats))
+            note(f"{kind}: {case.name}")
+            if kind == "plain" and case.name.startswith(f"PGD-{STEPS}, all"):
+                rows[-1]["peers"] |= pgd_by_hand(rows[-1]["kerasdef"], model, x, y, eps, repeats)
+        found["models"].append(facts | {"eps": eps, "gradient_seconds": gradient, "rows": rows})
+    if not only:
+        for n in (2_000, 10_000) if quick else (10_000, 60_000):
+            found["memory"].append(memory(n, mnist.input_shape))
+        note("memory measured")
     found["seconds_in_all"] = time.perf_counter() - began
     return found
 
 
+def _mark(value: float, limit: float | None, at_most: bool = False) -> str:
+    if limit is None:
+        return ""
+    return f"{'<=' if at_most else '>='} {limit:g}{'' if (value <= limit) == at_most else ' MISSED'}"
+
+
 def show(found: dict) -> None:
+    """Print the tables."""
     facts = found["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
-    out = Console(width=None if sys.stdout.isatty() else 150)
-    out.print(f"{facts['cpus']} CPUs ({facts['processor']}), device {facts['device']}")
+    out = Console(width=None if sys.stdout.isatty() else 160)
+    out.print(f"{facts['cpus']} CPUs ({facts['processor']}), device {facts['device']}, load {facts['load_before']:.1f}")
     out.print(f"Python {facts['python']}, {versions}")
-    out.print(
-        f"data set {found['dataset']}, batch {BATCH}, eps {EPS}, {STEPS} steps; "
-        "every function ran once before it was timed (tracing is not counted), then medians"
-    )
-    table = Table("what", "measured", "to reach", "details")
-
-    step = found["step_over_gradient"]
-    detail = f"{1e3 * median(step['step_seconds']):.1f} ms / {1e3 * median(step['gradient_seconds']):.1f} ms"
-    count = len(step["step_seconds"])
-    table.add_row(
-        f"PGD step / compiled gradient, median of {count} traces",
-        f"{step['ratio_of_medians']:.2f}",
-        "<= 1.15",
-        detail,
-    )
-    detail = f"{1e3 * min(step['step_seconds']):.1f} ms / {1e3 * min(step['gradient_seconds']):.1f} ms"
-    table.add_row(f"the same, fastest of {count} traces", f"{step['ratio_of_minima']:.2f}", "<= 1.15", detail)
-
-    ours = found["pgd"]["kerasdef"]
-    for name, goal in (("art", 2.3), ("foolbox", 2.0)):
-        if name not in found["pgd"]:
-            continue
-        theirs = found["pgd"][name]
-        for kind, mine in ours.items():
-            table.add_row(
-                f"PGD-{STEPS} ({kind}), times as fast as {name}",
-                f"{theirs['seconds'] / mine['seconds']:.2f}",
-                f">= {goal}",
-                f"{mine['seconds']:.2f} s / {theirs['seconds']:.2f} s; "
-                f"accuracy left {mine['accuracy_left']:.3f} / {theirs['accuracy_left']:.3f}; "
-                f"mean loss {mine['mean_loss']:.2f} / {theirs['mean_loss']:.2f}",
-            )
-    mine = found["carlini_wagner"]["kerasdef"]
-    for name, theirs in found["carlini_wagner"].items():
-        if name in ("n", "kerasdef"):
-            continue
-        table.add_row(
-            f"C&W L2, times as fast as {name}",
-            f"{theirs['seconds'] / mine['seconds']:.1f}",
-            ">= 30" if name.startswith("art") else "",
-            f"{mine['seconds']:.2f} s / {theirs['seconds']:.2f} s; success {theirs['success_ours']:.2f} / "
-            f"{theirs['success_theirs']:.2f}",
+    for victim in found["models"]:
+        title = (
+            f"{victim['kind']} model on {victim['dataset']} (clean {victim['clean_accuracy_of_1000']:.1%} of 1,000), "
+            f"eps {victim['eps']:.4g}; one gradient of {found['batch']}: {1e3 * victim['gradient_seconds']:.1f} ms"
         )
-        table.add_row(
-            f"C&W L2, median change over that of {name}",
-            f"{theirs['median_l2_ours'] / theirs['median_l2_theirs']:.3f}",
-            "<= 1.02",
-            f"{theirs['median_l2_ours']:.3f} / {theirs['median_l2_theirs']:.3f} on the {theirs['both']} both broke",
-        )
+        table = Table(title=title, title_justify="left")
+        for head in ("attack", "n", "seconds", "over gradients", "left", "loss", "change", "peer", "times as fast",
+                     "their left", "their loss", "change ratio"):  # fmt: skip
+            table.add_column(head, justify="left" if head in ("attack", "peer") else "right")
+        for row in victim["rows"]:
+            mine = row["kerasdef"]
+            over = row.get("overhead")
+            first = [
+                row["name"],
+                str(row["n"]),
+                f"{mine['seconds']:.2f}",
+                "" if over is None else f"{over:.2f} {_mark(over, row['overhead_to_reach'], True)}",
+                f"{mine['accuracy_left']:.1%}",
+                f"{mine['mean_loss']:.2f}",
+                f"{mine['median_change']:.3f}",
+            ]
+            if not row["peers"]:
+                table.add_row(*first, "", "", "", "", "")
+            for name, theirs in row["peers"].items():
+                fast = theirs["times_as_fast"]
+                table.add_row(
+                    *first,
+                    name,
+                    f"{fast:.2f} {_mark(fast, theirs['to_reach'])}",
+                    f"{theirs['accuracy_left']:.1%}",
+                    f"{theirs['mean_loss']:.2f}",
+                    f"{theirs['median_change_ratio']:.3f}",
+                )
+                first = [""] * len(first)
+        out.print(table)
     for part in found["memory"]:
-        table.add_row(
-            f"memory of FGSM on {part['n']:,} images beyond the arrays",
-            f"{part['constant_bytes'] / 2**20:.1f} MiB",
-            "a constant",
-            f"arrays in and out {part['array_bytes'] / 2**20:.0f} MiB each",
+        out.print(
+            f"memory of FGSM on {part['n']:,} images beyond the arrays: {part['constant_bytes'] / 2**20:.1f} MiB "
+            f"(arrays in and out {part['array_bytes'] / 2**20:.0f} MiB each)"
         )
-    out.print(table)
     out.print(f"{found['seconds_in_all']:.0f} s in all")
 
 
 def main() -> None:
+    """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write everything that was measured to this file")
-    parser.add_argument("--dataset", choices=("digits", "mnist"), default="mnist")
-    parser.add_argument("--quick", action="store_true", help="less of everything, on digits: under a minute")
+    parser.add_argument("--quick", action="store_true", help="less of everything, on digits: a few minutes")
+    parser.add_argument("--only", nargs="*", default=[], help="rows whose names hold one of these words")
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
         memory_child(options.memory, tuple(int(s) for s in options.shape.split(",")))
         return
-    found = measure(options.dataset, options.quick)
+    found = measure(options.quick, options.only)
     show(found)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+        options.json.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

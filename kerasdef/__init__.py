@@ -11,6 +11,8 @@ _PUBLIC = {
     "load_dataset": "kerasdef.datasets",
     "Dataset": "kerasdef.datasets",
     "Report": "kerasdef.evaluation.report",
+    "attack": "kerasdef.recipes.attack:attack",
+    "gma_victims": "kerasdef.recipes.victims:gma_victims",
     "train_mia": "kerasdef.recipes.mia:train",
 }
 _PACKAGES = (

@@ -11,8 +11,10 @@ import weakref
 from collections.abc import Callable, Iterator
 
 import keras
+import numpy as np
 
 NAME = keras.backend.backend()
+_UNROLLED = 32  # backward passes of a jacobian in one graph; more of them stand in a loop
 
 if NAME == "tensorflow":
     import tensorflow as tf
@@ -83,6 +85,69 @@ def gradient(fn: Callable) -> Callable:
     return run
 
 
+def value_and_grad(fn: Callable) -> Callable:
+    """Differentiate a scalar by tensors; may be nested, for gradients through gradients.
+
+    Args:
+        fn: Maps a list of tensors to a scalar.
+
+    Returns:
+        A function of the list that returns `(value, grads)`, grads a list of the same shapes.
+    """
+    if NAME == "tensorflow":
+
+        def run(tensors):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(tensors)
+                value = fn(tensors)
+            return value, tape.gradient(value, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+        return run
+
+    return jax.value_and_grad(fn)
+
+
+def jacobian(fn: Callable) -> Callable:
+    """Differentiate several values per sample by their own inputs: one forward pass, one backward pass for each value.
+
+    Args:
+        fn: Maps x of shape (n, ...) to `(values, aux)`: values of shape (n, k), where row i depends on x_i alone, and
+            anything else that is wanted back.
+
+    Returns:
+        A function of x that returns `(values, aux, jac)`, jac of shape (n, k, ...).
+    """
+    if NAME == "tensorflow":
+
+        def run(x):
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                values, aux = fn(x)
+            k = values.shape[1]
+
+            def back(column):
+                seed = tf.broadcast_to(tf.one_hot(column, k, dtype=values.dtype), tf.shape(values))
+                return tape.gradient(values, x, seed, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+            if k <= _UNROLLED:
+                return values, aux, tf.stack([back(column) for column in range(k)], axis=1)
+            rows = tf.map_fn(back, tf.range(k), fn_output_signature=x.dtype, parallel_iterations=1)
+            return values, aux, tf.experimental.numpy.moveaxis(rows, 0, 1)
+
+        return run
+
+    def run(x):
+        values, pull, aux = jax.vjp(fn, x, has_aux=True)
+
+        def back(row):
+            return pull(jax.numpy.broadcast_to(row, values.shape))[0]
+
+        rows = jax.vmap(back)(jax.numpy.eye(values.shape[1], dtype=values.dtype))
+        return values, aux, jax.numpy.moveaxis(rows, 0, 1)
+
+    return run
+
+
 def _is_seed(variable) -> bool:
     return "seed_generator_state" in variable.path
 
@@ -108,12 +173,49 @@ def frozen(model: keras.Model, salt=0) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def constant(model: keras.Model) -> Iterator[None]:
+    """Take the model's variables for constants: no gradient flows into them."""
+    with keras.StatelessScope(state_mapping=[(v, keras.ops.stop_gradient(v.value)) for v in model.variables]):
+        yield
+
+
 def evaluate(model: keras.Model, x, salt=0):
-    """Outputs of a model in inference mode, without changing it; where it is random, `salt` chooses the draw."""
-    if not any(_is_seed(v) for v in model.variables):
-        return model(x, training=False)
-    with frozen(model, salt):
-        return model(x, training=False)
+    """Outputs of a model in inference mode, float32, without changing it; `salt` chooses the draw of a random model."""
+    if any(_is_seed(v) for v in model.variables):
+        with frozen(model, salt):
+            outputs = model(x, training=False)
+    else:
+        outputs = model(x, training=False)
+    return keras.ops.cast(outputs, "float32")
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let other libraries, which draw from global generators, draw by `seed`.
+
+    NumPy's generator is put back afterwards. TensorFlow's cannot be: it keeps the new seed.
+    """
+    kept = np.random.get_state()  # noqa: NPY002 - the global generator is what others use
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    if NAME == "tensorflow":
+        tf.random.set_seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(kept)  # noqa: NPY002
+
+
+def loop(times: int, fn: Callable, state):
+    """Apply `fn` to a state `times` times, inside a compiled function.
+
+    A loop of the backend, but for TensorFlow's CPU, where it is unrolled: see `repeated`.
+    """
+    if NAME != "tensorflow" or has_gpu():
+        return keras.ops.fori_loop(0, times, lambda i, s: fn(s), state)
+    for _ in range(times):
+        state = fn(state)
+    return state
 
 
 def compiled(fn: Callable, model: keras.Model) -> Callable:

@@ -5,9 +5,11 @@ TensorFlow is imported by the commands that need it, so help and lists come at o
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from enum import Enum
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +57,23 @@ def _floats(text: str, name: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"`{name}` must be numbers separated by commas. Received: {text!r}") from None
+
+
+def _fraction(text: str, name: str) -> float:
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"`{name}` must be a number or a fraction, such as 8/255. Received: {text!r}") from None
+
+
+def _setting(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"`--set` must be name=value. Received: {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value  # a word
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -119,6 +138,45 @@ def train_mia(
     _paths(result.files)
 
 
+@app.command("attack")
+def attack_model(
+    model: Annotated[Path, typer.Argument(help="A .keras file, the folder of a run, or a SavedModel (black box).")],
+    dataset: Annotated[
+        str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, gtsrb, or an .npz file.")
+    ] = "digits",
+    attack: Annotated[str, typer.Option(help="A name of `kerasdef list attacks`.")] = "autoattack",
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1; default: the attack's.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Radius in input units, such as 8/255 or 0.3.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Another setting, as name=value; may be given again.")
+    ] = None,
+    n: Annotated[int | None, typer.Option(help="Number of test images; default: all.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images that are worked on at a time.")] = 256,
+    seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result; a killed run goes on from there.")] = None,
+) -> None:
+    """Attack a model and say what it withstands."""
+    values = dict(_setting(text) for text in settings or ())
+    radius = None if eps is None else _fraction(eps, "eps")
+    _load_backend()
+    from kerasdef.recipes.attack import attack as run
+
+    found = run(
+        model,
+        dataset,
+        attack,
+        norm=norm,
+        eps=radius,
+        settings=values,
+        n=n,
+        batch_size=batch_size,
+        seed=seed,
+        out=out,
+    )
+    print(found.text())
+    _paths(found.files)
+
+
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or a .keras file.")],
@@ -144,6 +202,17 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> Non
     _paths(found.save(run))
 
 
+@list_app.command("attacks")
+def list_attacks() -> None:
+    """The attacks that are known by name."""
+    from kerasdef.catalog import ATTACKS
+
+    table = Table("name", "norms", "access", "kind", "paper")
+    for name, info in ATTACKS.items():
+        table.add_row(name, ", ".join(info.norms), info.access, info.kind, info.paper)
+    Console().print(table)
+
+
 @list_app.command("datasets")
 def list_datasets() -> None:
     """The data sets that are known by name."""
@@ -158,9 +227,10 @@ def list_datasets() -> None:
 
 
 def _paths(files: dict[str, Path]) -> None:
-    for name, path in files.items():
-        if not name.startswith("figures/"):  # in the report, and in its folder "figures"
-            print(f"{name:>12}  {path}")
+    shown = {k: v for k, v in files.items() if not k.startswith("figures/")}  # in the report, and in its folder
+    width = max([12, *map(len, shown)])
+    for name, path in shown.items():
+        print(f"{name:>{width}}  {path}")
 
 
 def main() -> None:

@@ -6,11 +6,13 @@ second process that runs Keras on TensorFlow.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -20,6 +22,7 @@ from keras import ops
 from kerasdef import backend, checks
 
 FORMATS = ("saved_model", "keras")
+FACTS = Path("assets.extra", "kerasdef.json")  # TensorFlow's place for files of others in a SavedModel
 PROBABILITY_TOLERANCE = 1e-4  # float32 sums in another order: another graph, another backend
 
 
@@ -75,6 +78,46 @@ def _serve(path: Path, signature: str, x: np.ndarray) -> dict[str, np.ndarray]:
     return {k: v.numpy() for k, v in found.items()}
 
 
+def served(path: str | Path) -> tuple[Callable, int | None]:
+    """Read a SavedModel as a black box.
+
+    Args:
+        path: Folder of a SavedModel with a signature `serving_default` of one input.
+
+    Returns:
+        `(scores, reject)`: a callable from images to scores of shape (n, classes), whose largest is the decision; and
+        the label that stands for "adversarial", or None. For a vote the scores are votes plus mean probabilities, so
+        that the largest decides as the vote does.
+
+    Raises:
+        ValueError: The signature gives neither a decision of kerasdef's nor one array.
+    """
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    signature = loaded.signatures["serving_default"]
+    (name,) = signature.structured_input_signature[1]
+
+    def call(x) -> dict[str, np.ndarray]:
+        return {k: v.numpy() for k, v in signature(**{name: tf.constant(x)}).items()}
+
+    outputs = signature.structured_outputs
+
+    def scores(x) -> np.ndarray:
+        found = call(x)
+        if len(found) == 1:
+            return next(iter(found.values()))
+        return found["votes"] + 0.5 * found["probabilities"]  # as in `decide`
+
+    scores.signature = loaded  # the SavedModel lives as long as the callable
+    if len(outputs) == 1:
+        return scores, None
+    if not {"votes", "probabilities", "is_adversarial"} <= set(outputs):
+        raise ValueError(f"The SavedModel must have one output, or those of a vote. Received: {sorted(outputs)}")
+    facts = Path(path) / FACTS
+    return scores, json.loads(facts.read_text(encoding="utf-8"))["reject"] if facts.is_file() else None
+
+
 def _write_elsewhere(model: keras.Model, path: Path) -> None:
     """Write the SavedModel in a process that runs Keras on TensorFlow."""
     with tempfile.TemporaryDirectory() as folder:
@@ -126,6 +169,8 @@ def export(model: keras.Model, path: str | Path, *, to: str = "saved_model") -> 
     else:
         write = _write_saved_model if backend.NAME == "tensorflow" else _write_elsewhere
         write(model, part)
+        (part / FACTS).parent.mkdir()
+        (part / FACTS).write_text(json.dumps({"reject": getattr(model.layers[-1], "reject", None)}), encoding="utf-8")
         _compare(_serve(part, "serving_default", unit), wanted, "The SavedModel")
         _compare(_serve(part, "serving_uint8", x), wanted, "The SavedModel's uint8 signature")
     _remove(path)

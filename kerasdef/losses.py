@@ -8,6 +8,7 @@ from __future__ import annotations
 from keras import ops
 
 FAR = 1e9  # removes a class from a maximum
+_TINY = 1e-12  # keeps the ratio of logits finite when the top ones are equal (authors' code)
 
 
 def _mask(y, k):
@@ -41,4 +42,40 @@ def margin(logits, y):
     return best_other(logits, y) - pick(logits, y)
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
+def _ratio(gap, spread):
+    """A gap between logits over their spread, or as it is where a class has been removed with `FAR`."""
+    return gap / ops.where(spread > FAR / 2, 1.0, spread + _TINY)
+
+
+def dlr(logits, y):
+    """Difference of logits ratio: the margin over the distance of the largest from the third largest logit.
+
+    It does not change when all logits are scaled or shifted, so its gradient never vanishes with them. Below three
+    classes, where there is no third logit, it is the margin itself.
+
+    Source: Croce and Hein, 2020, https://arxiv.org/abs/2003.01690 (equation 6).
+    """
+    if logits.shape[-1] < 3:
+        return margin(logits, y)
+    top = ops.top_k(logits, 3)[0]
+    return _ratio(margin(logits, y), top[:, 0] - top[:, 2])
+
+
+def dlr_targeted(logits, y, targets):
+    """DLR loss towards one class; below four classes the target's logit minus the label's.
+
+    Args:
+        logits: Tensor of shape (n, k).
+        y: Labels of shape (n,).
+        targets: Classes of shape (n,) to move to.
+
+    Source: Croce and Hein, 2020, https://arxiv.org/abs/2003.01690 (equation 7).
+    """
+    gap = pick(logits, targets) - pick(logits, y)
+    if logits.shape[-1] < 4:
+        return gap
+    top = ops.top_k(logits, 4)[0]
+    return _ratio(gap, top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -102,6 +103,26 @@ def logits_view(model: keras.Model) -> keras.Model:
     return _VIEWS[model] or model
 
 
+def logits_of(model: keras.Model) -> Callable:
+    """Return a function from the outputs of `model` to logits of shape (n, classes), float32.
+
+    It undoes a last softmax or sigmoid by a logarithm, so it is for losses, not for attacks: where a probability is
+    below 1e-30 the gradient is lost. Attacks go through `logits_view`.
+    """
+    single = model.output_shape[-1] == 1
+    squashed = logits_view(model) is not model and _activation_name(model.outputs[0]._keras_history[0]) != "linear"
+
+    def to_logits(outputs):
+        z = ops.cast(outputs, "float32")
+        if squashed and single:
+            z = ops.log(ops.maximum(z, 1e-30)) - ops.log(ops.maximum(1.0 - z, 1e-30))
+        elif squashed:
+            return ops.log(ops.maximum(z, 1e-30))
+        return ops.concatenate([ops.zeros_like(z), z], axis=-1) if single else z
+
+    return to_logits
+
+
 def named_views(models: list[keras.Model]) -> list[keras.Model]:
     """Return logits views with names of their own, member1 and so on: models may be joined that share a name."""
     views = [logits_view(m) for m in models]
@@ -112,9 +133,13 @@ def stack_logits(models: list[keras.Model]) -> keras.Model:
     """Return one model from images to the logits of all `models`, of shape (n, members, classes)."""
     views = named_views(models)
     inputs = keras.Input(views[0].input_shape[1:])
-    stacked = keras.Model(inputs, ops.stack([view(inputs) for view in views], axis=1))
-    _VIEWS[stacked] = None  # logits already
-    return stacked
+    return as_logits(keras.Model(inputs, ops.stack([view(inputs) for view in views], axis=1)))
+
+
+def as_logits(model: keras.Model) -> keras.Model:
+    """Return the model and take its outputs for logits, whatever its last layer is."""
+    _VIEWS[model] = None
+    return model
 
 
 def padded_batches(n: int, batch_size: int):

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
 from keras import ops
 
 from kerasdef import checks
@@ -153,6 +154,151 @@ class L1(Norm):
         sign = 2.0 * ops.cast(draws.uniform(seeds, (d,), salt=4) > 0.5, "float32") - 1.0
         unit = ops.reshape(sign * weight, (-1, *shape))
         return unit * per_sample(eps, unit)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Masked(Norm):
+    """A norm of the features that may move; the others keep their values (patches, fixed columns).
+
+    Everything is done by the inner norm on the vector of these features alone. A change of any other feature has an
+    infinite size.
+
+    Args:
+        norm: "linf", "l2", "l1" or a `Norm` without a shape of its own.
+        mask: Booleans or 0 and 1 of the shape of one sample, or of one that broadcasts to it; 1 may move.
+
+    Example:
+    >>> patch = np.zeros((28, 28, 1)); patch[:7, :7] = 1
+    >>> x_adv = PGD(eps=1.0, norm=Masked("linf", patch))(model, x, y)
+    """
+
+    norm: Norm | str
+    mask: np.ndarray
+
+    def __post_init__(self):
+        object.__setattr__(self, "norm", get(self.norm))
+        if isinstance(self.norm, Masked | Box):
+            raise ValueError(f"`norm` must have no shape of its own: linf, l2 or l1. Received: norm={self.norm!r}")
+        mask = np.asarray(self.mask)
+        if not np.isin(mask, (0, 1)).all() or not np.any(mask):
+            raise ValueError(
+                "`mask` must hold 0 and 1, and at least one 1. "
+                f"Received: {mask.dtype} of shape {mask.shape} with sum {mask.sum()}"
+            )
+        object.__setattr__(self, "mask", mask.astype("bool"))
+
+    def _moving(self, delta):
+        """The features that may move: (n, ...) to (n, m)."""
+        return ops.take(flatten(delta), np.flatnonzero(_shaped("mask", self.mask, delta.shape[1:])), axis=1)
+
+    def _back(self, moving, shape):
+        """Put the features that may move in their places, and 0 in the others: (n, m) to (n, *shape)."""
+        mask = _shaped("mask", self.mask, shape)
+        source = np.maximum(np.cumsum(mask) - 1, 0)  # fixed features read anything
+        spread = ops.where(mask, ops.take(moving, source, axis=1), 0.0)
+        return ops.reshape(spread, (-1, *shape))
+
+    def size(self, delta):
+        """Norm of every sample: (n, ...) to (n,)."""
+        fixed = np.logical_not(_shaped("mask", self.mask, delta.shape[1:]))
+        broken = ops.any(ops.logical_and(fixed, flatten(delta) != 0.0), axis=1)
+        return ops.where(broken, np.inf, self.norm.size(self._moving(delta)))
+
+    def project(self, delta, eps):
+        """Nearest point of the ball: the inner norm's, with 0 where nothing may move."""
+        return self._back(self.norm.project(self._moving(delta), eps), delta.shape[1:])
+
+    def steepest(self, grad):
+        """Steepest step of the inner norm, with 0 where nothing may move."""
+        return self._back(self.norm.steepest(self._moving(grad)), grad.shape[1:])
+
+    def sample(self, seeds, shape, eps):
+        """Points drawn uniformly from the ball."""
+        count = int(_shaped("mask", self.mask, shape).sum())
+        return self._back(self.norm.sample(seeds, (count,), eps), tuple(shape))
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Masked) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self):
+        return self.norm, self.mask.shape, self.mask.tobytes()
+
+    def __repr__(self) -> str:
+        return f"Masked(norm={self.norm!r}, mask=<{int(self.mask.sum())} of {self.mask.size}>)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Box(Norm):
+    """Largest change of any feature, each measured by a radius of its own (tables with columns of different units).
+
+    `eps` scales all radii. A feature of radius 0 is fixed: a change of it has an infinite size.
+
+    Args:
+        radii: Numbers of at least 0, not all 0, of the shape of one sample or of one that broadcasts to it.
+
+    Example:
+    >>> x_adv = PGD(eps=1.0, norm=Box([0.1, 0.0, 0.3]))(model, x, y)  # the second column never moves
+    """
+
+    radii: np.ndarray
+
+    def __post_init__(self):
+        radii = np.asarray(self.radii, dtype="float32")
+        if not np.all(np.isfinite(radii)) or np.any(radii < 0) or not np.any(radii > 0):
+            raise ValueError(
+                f"`radii` must be finite numbers of at least 0, not all of them 0. Received: radii={self.radii!r}"
+            )
+        object.__setattr__(self, "radii", radii)
+
+    def size(self, delta):
+        """Norm of every sample: (n, ...) to (n,)."""
+        radii, change = _shaped("radii", self.radii, delta.shape[1:]), ops.abs(flatten(delta))
+        share = change / np.where(radii > 0, radii, np.float32(1.0))
+        return ops.max(ops.where(radii == 0, ops.where(change > 0, np.inf, 0.0), share), axis=1)
+
+    def project(self, delta, eps):
+        """Clip every feature to eps times its radius."""
+        radius = self._radii(delta.shape[1:]) * per_sample(eps, delta)
+        return ops.minimum(ops.maximum(delta, -radius), radius)
+
+    def steepest(self, grad):
+        """Sign of the gradient times the radius."""
+        return ops.sign(grad) * self._radii(grad.shape[1:])
+
+    def sample(self, seeds, shape, eps):
+        """Points drawn uniformly from the ball."""
+        unit = 2.0 * draws.uniform(seeds, tuple(shape)) - 1.0
+        return unit * self._radii(shape) * per_sample(eps, unit)
+
+    def _radii(self, shape):
+        return np.reshape(_shaped("radii", self.radii, shape), (1, *shape))
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Box) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self):
+        return self.radii.shape, self.radii.tobytes()
+
+    def __repr__(self) -> str:
+        shown = self.radii.tolist() if self.radii.size <= 4 else f"<{self.radii.size} values>"
+        return f"Box(radii={shown})"
+
+
+def _shaped(name: str, value: np.ndarray, shape) -> np.ndarray:
+    """One value for each feature of a sample of this shape, flat."""
+    shape = tuple(shape)
+    if value.size == math.prod(shape):
+        return value.reshape(-1)
+    try:
+        return np.broadcast_to(value, shape).reshape(-1)
+    except ValueError:
+        raise ValueError(f"`{name}` must fit samples of shape {shape}. Received: shape={value.shape}") from None
 
 
 NORMS = {"linf": Linf, "l2": L2, "l1": L1}

@@ -13,7 +13,7 @@ import numpy as np
 from keras import layers, ops
 
 from kerasdef import checks, models, norms
-from kerasdef.attacks import Attack, GradientAttack
+from kerasdef.attacks import Attack
 from kerasdef.norms import L1, L2, Linf, Norm
 from kerasdef.random import sample_seeds
 
@@ -315,8 +315,8 @@ def check_attack(
 
     Args:
         attack: An untargeted attack; fewer steps make the check faster.
-        norm: Norm of the ball, for budget attacks; None takes it, with `eps`, from a `GradientAttack` and
-            checks no ball otherwise.
+        norm: Norm of the ball, for budget attacks; None takes it, with `eps`, from an attack that has both
+            settings and checks no ball otherwise.
         eps: Radius of the ball, one number.
         kind: "budget" (stays in a ball) or "minimal" (what it changes is adversarial).
 
@@ -330,8 +330,10 @@ def check_attack(
     checks.one_of("kind", kind, ("budget", "minimal"))
     if not isinstance(attack, Attack):
         raise ValueError(f"`attack` must be an Attack. Received: attack={attack!r}")
-    if isinstance(attack, GradientAttack) and norm is None and eps is None:
-        norm, eps = attack.norm, attack.eps
+    if norm is None and eps is None:
+        settings = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
+        own = settings.get("norm"), settings.get("eps")
+        norm, eps = (None, None) if None in own else own
     if (norm is None) != (eps is None):
         raise ValueError(f"`norm` and `eps` must be given together. Received: norm={norm!r}, eps={eps!r}")
     ball = None if norm is None else (norms.get(norm), checks.real("eps", eps, low=0.0))

@@ -17,7 +17,7 @@ PACKAGE = Path(kerasdef.__file__).parent
 FRAMEWORKS = {"tensorflow", "jax"}
 # from the bottom to the top; a part imports from its own level and below
 LEVELS = [
-    {"_version", "backend"},
+    {"_version", "backend", "catalog"},
     {"norms", "losses", "random", "progress", "checks"},
     {"models", "networks"},
     {"attacks", "datasets"},

@@ -70,6 +70,29 @@ def test_the_gradient_of_what_does_not_depend_on_x_is_zero():
     np.testing.assert_array_equal(ops.convert_to_numpy(grad), np.zeros((2, 3)))
 
 
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_the_jacobian_of_quadratics_is_its_closed_form(k):
+    rng = np.random.default_rng(1)
+    a, x = rng.normal(size=(k, 3, 3)).astype("float32"), rng.normal(size=(5, 3)).astype("float32")
+
+    def fn(z):
+        return ops.einsum("ni,kij,nj->nk", z, a, z), z * 2
+
+    model = linear_model(np.eye(3))  # compiled functions belong to a model
+    for run in (backend.jacobian(fn), backend.compiled(backend.jacobian(fn), model)):
+        values, aux, jac = (ops.convert_to_numpy(v) for v in run(ops.convert_to_tensor(x)))
+        np.testing.assert_allclose(values, np.einsum("ni,kij,nj->nk", x, a, x), rtol=1e-4, atol=1e-5)  # float32
+        np.testing.assert_array_equal(aux, 2 * x)
+        exact = np.einsum("kij,nj->nki", a + a.transpose(0, 2, 1), x)
+        np.testing.assert_allclose(jac, exact, rtol=1e-4, atol=1e-5)  # float32
+
+
+def test_the_jacobian_of_what_does_not_depend_on_x_is_zero():
+    x = ops.convert_to_tensor(np.ones((2, 3), dtype="float32"))
+    jac = backend.jacobian(lambda z: (ops.ones((2, 4)), ()))(x)[2]
+    np.testing.assert_array_equal(ops.convert_to_numpy(jac), np.zeros((2, 4, 3)))
+
+
 def test_a_compiled_function_sees_later_weights_and_is_not_traced_again_for_equal_shapes():
     model = linear_model(np.eye(3))
     traces = []

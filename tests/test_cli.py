@@ -49,7 +49,8 @@ def refused(monkeypatch, capsys, *words):
 
 
 def test_there_are_the_commands_that_we_know():
-    assert set(LEAVES) == {("train", "mia"), ("export",), ("report",), ("list", "datasets")}
+    found = {("train", "mia"), ("attack",), ("export",), ("report",), ("list", "attacks"), ("list", "datasets")}
+    assert set(LEAVES) == found
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -173,6 +174,13 @@ def test_the_defaults_of_the_command_are_those_of_the_function(monkeypatch, caps
 
 
 REAL_TRAIN = recipe.train
+
+
+def test_paths_stand_below_each_other_and_figures_are_not_listed(capsys):
+    cli._paths({"report.json": Path("a"), "figures/radii.png": Path("b"), "margins/saved_model": Path("c")})
+    assert capsys.readouterr().out == "        report.json  a\nmargins/saved_model  c\n"
+    cli._paths({})
+    assert capsys.readouterr().out == ""
 
 
 # -- wrong values -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,15 +37,18 @@ class Attack(ABC):
     Attributes:
         goal: What the attacker wants.
         bounds: Valid range of an input value, `(low, high)`.
+        access: What it needs of the model: "white box" (gradients) or "black box" (outputs).
+        kind: "budget" (the strongest input in a ball) or "minimal" (the smallest change that is enough).
     """
 
     access: ClassVar[str] = "white box"
+    kind: ClassVar[str] = "budget"
     goal: Goal
     bounds: tuple[float, float]
 
     def __call__(
         self,
-        model: keras.Model,
+        model: keras.Model | Callable,
         x: np.ndarray,
         y: np.ndarray | None = None,
         *,
@@ -58,7 +62,8 @@ class Attack(ABC):
         model gets wrong from the start are returned unchanged.
 
         Args:
-            model: A built Keras classifier; a last softmax or sigmoid is looked through.
+            model: A built Keras classifier; a last softmax or sigmoid is looked through. For black-box attacks also any
+                callable from images to logits, probabilities or labels.
             x: Array of shape (n, ...), floating point within `bounds` (or uint8, scaled to [0, 1]).
             y: True labels of shape (n,). None attacks the model's own predictions, and says so.
             batch_size: Samples that are worked on at a time.
@@ -77,7 +82,7 @@ class Attack(ABC):
 
     def run(
         self,
-        model: keras.Model,
+        model: keras.Model | Callable,
         x: np.ndarray,
         y: np.ndarray | None = None,
         *,
@@ -107,8 +112,12 @@ class Attack(ABC):
         """The model as the attack sees it: logits of shape (n, classes), and `input_shape`, `output_shape`."""
         return models.logits_view(model)
 
+    def _predict(self, model, x) -> np.ndarray:
+        """Logits of the model as `_view` gives it."""
+        return models.predict_logits(model, x)
+
     def _success(self, model, x_adv, y) -> np.ndarray:
-        return np.asarray(self.goal.reached(models.predict_logits(model, x_adv), y))
+        return np.asarray(self.goal.reached(self._predict(model, x_adv), y))
 
     def _prepare(self, model, x, y):
         model = self._view(model)
@@ -119,7 +128,7 @@ class Attack(ABC):
                 UserWarning,
                 stacklevel=3,
             )
-            y = np.argmax(models.predict_logits(model, x), axis=-1)
+            y = np.argmax(self._predict(model, x), axis=-1)
         y = checks.labels("y", y, n=len(x), classes=model.output_shape[-1])
         return model, x, y.astype("int32")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from keras import ops
@@ -36,6 +37,8 @@ class CarliniWagner(StepAttack):
 
     References: Carlini and Wagner, 2017, https://arxiv.org/abs/1608.04644 (section V.B and VI.A).
     """
+
+    kind: ClassVar[str] = "minimal"
 
     confidence: float = 0.0
     steps: int = 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -18,6 +19,16 @@ class Direction(ABC):
     def init(self, x) -> dict:
         """Memory before the first step: a dict of tensors of shape (n, ...)."""
         return {}
+
+    def look_ahead(self, now, memory: dict, length):
+        """Point whose gradient is taken: `now` itself unless a rule says otherwise.
+
+        Args:
+            now: Tensor of shape (n, ...), the current point.
+            memory: What `update` returned last.
+            length: Length of a step, of shape (n,).
+        """
+        return now
 
     @abstractmethod
     def update(self, grad, memory: dict):
@@ -54,3 +65,19 @@ class Momentum(Direction):
         size = ops.maximum(L1().size(grad), 1e-30)
         velocity = self.decay * memory["velocity"] + grad / per_sample(size, grad)
         return velocity, {"velocity": velocity}
+
+
+@dataclass(frozen=True)
+class Nesterov(Momentum):
+    """Momentum whose gradients are taken where the momentum alone would lead.
+
+    The momentum of the look-ahead is divided by the mean, not by the sum of |gradient| as in equation 6: so the
+    authors' code does, and in images the look-ahead would otherwise be nothing. Look-ahead points are not clipped.
+
+    References: Lin et al., 2020, https://arxiv.org/abs/1908.06281 (section 3.2, equations 6 and 7).
+    """
+
+    def look_ahead(self, now, memory: dict, length):
+        """Point whose gradient is taken: a step along the decayed velocity."""
+        d = math.prod(now.shape[1:])
+        return now + per_sample(length * (self.decay * d), now) * memory["velocity"]

@@ -133,7 +133,7 @@ class StepAttack(Attack):
         }
         state = self.init(model, x, y, seeds, numbers)
         state["moves"] = ops.zeros_like(state["done"], dtype="int32")
-        state = ops.fori_loop(0, self.steps_in_all, lambda i, s: _move(self, model, x, y, s), state)
+        state = backend.loop(self.steps_in_all, lambda s: _move(self, model, x, y, s), state)
         return ops.stop_gradient(self.judge(model, x, y, state)["adv"])
 
     # -- on arrays ----------------------------------------------------------------------------------------------

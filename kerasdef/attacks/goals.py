@@ -21,6 +21,13 @@ class Goal(ABC):
     def value(self, loss, logits, y):
         """Value of shape (n,) that the attacker raises; `loss` maps (logits, labels) to (n,)."""
 
+    def merged(self, logits, y):
+        """Logits of shape (n, classes) of which any but y is what the attacker wants.
+
+        Attacks that go for one class after another take their order and their boundaries from these.
+        """
+        return logits
+
     def reached(self, logits, y):
         """Booleans of shape (n,): the attacker has what he wants."""
         return self.value(losses.margin, logits, y) > 0
@@ -62,13 +69,19 @@ class Evade(Goal):
 
     def value(self, loss, logits, y):
         """The loss of the two unwanted classes, merged into column y."""
+        joined = ops.maximum if loss is losses.margin else ops.logaddexp
+        return loss(self._join(logits, y, joined), y)
+
+    def merged(self, logits, y):
+        """Logits in which y stands for both unwanted classes, with the larger of their logits."""
+        return self._join(logits, y, ops.maximum)
+
+    def _join(self, logits, y, joined):
         k = logits.shape[-1]
+        y = ops.cast(y, "int32")
         true, rejected = losses.pick(logits, y), logits[..., self.reject]
-        if loss is losses.margin:
-            merged = ops.maximum(true, rejected)
-        else:
-            merged = ops.where(y == self.reject, true, ops.logaddexp(true, rejected))
-        at_y = ops.one_hot(ops.cast(y, "int32"), k, dtype=logits.dtype)
-        far = ops.one_hot(ops.full_like(ops.cast(y, "int32"), self.reject), k, dtype=logits.dtype) * losses.FAR
+        both = ops.where(y == self.reject, true, joined(true, rejected))
+        at_y = ops.one_hot(y, k, dtype=logits.dtype)
+        far = ops.one_hot(ops.full_like(y, self.reject), k, dtype=logits.dtype) * losses.FAR
         far = far * (1.0 - at_y)  # a label that is the rejected class itself stays in its place
-        return loss(logits * (1.0 - at_y) + ops.expand_dims(merged, -1) * at_y - far, y)
+        return logits * (1.0 - at_y) + ops.expand_dims(both, -1) * at_y - far

@@ -10,10 +10,11 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, losses, norms
-from kerasdef.attacks.directions import Direction, Momentum, Plain
+from kerasdef.attacks.directions import Direction, Momentum, Nesterov, Plain
 from kerasdef.attacks.engine import StepAttack, select
 from kerasdef.norms import Linf, Norm
 
+_UNUSED = np.uint32(2**32 - 1)  # a draw of the model's noise that no step has
 _LOOK = 10  # steps between two looks at who is done: one forward pass each
 
 
@@ -29,7 +30,7 @@ class GradientAttack(StepAttack):
         relative_step: Length of a step as a multiple of `eps / steps`, used where `step_size` is None.
         direction: What is made of the gradients, a `Direction`.
         random_start: Start at a point drawn from the ball (each sample by its own seed) instead of at x.
-        loss: "cross_entropy", "margin", or a function of (logits, y) that gives values of shape (n,).
+        loss: "cross_entropy", "margin", "dlr", or a function of (logits, y) that gives values of shape (n,).
         best: Return the best point met (adversarial before not, then the highest loss); False returns the last.
         early_stop: When called on arrays, a sample leaves as soon as the goal is reached. False takes all steps, which
             gives attacks that transfer better and the fixed number of iterations that papers report.
@@ -117,12 +118,15 @@ class GradientAttack(StepAttack):
     def step(self, model, x, y, state: dict) -> dict:
         """Climb the loss once and return to the ball and the bounds."""
         now, eps = state["now"], state["eps"]
-        value, (logits,), grad = self.gradient(model, lambda call, z: self._evaluate(call, y, z), now, state["moves"])
-        if self.best:
-            state = self._remember(state, value, logits, y)
         memory = {k: state[k] for k in self.direction.init(x)}
-        move, memory = self.direction.update(grad, memory)
         length = eps * (self.relative_step / self.steps) if self.step_size is None else self.step_size + 0.0 * eps
+        point = self.direction.look_ahead(now, memory, length)
+        value, (logits,), grad = self.gradient(model, lambda call, z: self._evaluate(call, y, z), point, state["moves"])
+        if self.best:
+            if point is not now:  # the best point is one of those that the attack may return
+                value, (logits,) = self._evaluate(lambda z: backend.evaluate(model, z, ops.sum(state["moves"])), y, now)
+            state = self._remember(state, value, logits, y)
+        move, memory = self.direction.update(grad, memory)
         moved = ops.clip(now + norms.per_sample(length, x) * self.norm.steepest(move), *self.bounds)
         moved = ops.clip(x + self.norm.project(moved - x, eps), *self.bounds)  # again: float noise
         if self.steps % self.chunk:  # the last chunk runs past `steps`
@@ -138,7 +142,7 @@ class GradientAttack(StepAttack):
                 return state | {"done": finished}
             reached = self.goal.reached(backend.evaluate(model, state["now"]), y)
             return state | {"done": ops.logical_or(finished, reached)}
-        value, (logits,) = self._evaluate(lambda z: backend.evaluate(model, z, -1), y, state["now"])
+        value, (logits,) = self._evaluate(lambda z: backend.evaluate(model, z, _UNUSED), y, state["now"])
         state = self._remember(state, value, logits, y)
         done = ops.logical_or(finished, state["reached"]) if self.early_stop else finished
         return state | {"done": done}
@@ -191,3 +195,15 @@ class MIM(GradientAttack):
     """
 
     direction: Direction = field(default_factory=Momentum)
+
+
+@dataclass(frozen=True, repr=False)
+class NIM(GradientAttack):
+    """Nesterov iterative method: MIM with gradients taken one step of momentum ahead.
+
+    Args: see `GradientAttack`. With `best`, which the paper does not have, a step costs one more forward pass.
+
+    References: Lin et al., 2020, https://arxiv.org/abs/1908.06281 (section 3.2; its step is eps / steps, mu = 1.0).
+    """
+
+    direction: Direction = field(default_factory=Nesterov)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 
-from kerasdef import checks, models
+from kerasdef import checks
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.goals import Goal, Hit
 from kerasdef.attacks.gradient import GradientAttack
+from kerasdef.attacks.queries import predict
 
 _STRATEGIES = ("second_best", "least_likely", "random")
 
@@ -40,12 +42,20 @@ class Wrapper(Attack):
         """What the inner attack needs of the model."""
         return self.attack.access
 
+    @property
+    def kind(self) -> str:
+        """Whether the inner attack fills a ball ("budget") or looks for the smallest change ("minimal")."""
+        return self.attack.kind
+
     def with_goal(self, goal: Goal) -> Attack:
         """This attack with another goal."""
         return dataclasses.replace(self, attack=self.attack.with_goal(goal))
 
     def _view(self, model):
         return self.attack._view(model)
+
+    def _prepare(self, model, x, y):
+        return super()._prepare(model, x, y) if isinstance(model, keras.Model) else self.attack._prepare(model, x, y)
 
     def _success(self, model, x_adv, y):
         return self.attack._success(model, x_adv, y)
@@ -77,14 +87,14 @@ class Targeted(Wrapper):
     def run(self, model, x, y=None, *, batch_size: int = 256, seed: int = 0, progress: bool | None = None):
         """Attack every sample of an array; success is to be taken for the target."""
         model, x, y = self._prepare(model, x, y)
-        targets = self._choose(models.predict_logits(model, x), y, seed)
+        targets = self._choose(predict(model, x), y, seed)
         return self._aimed().run(model, x, targets, batch_size=batch_size, seed=seed, progress=progress)
 
     def _aimed(self) -> Attack:
         return self.attack.with_goal(Hit())
 
     def _run(self, model, x, y, batch_size, seed, show):
-        targets = self._choose(models.predict_logits(model, x), y, seed)
+        targets = self._choose(predict(model, x), y, seed)
         return self._aimed()._run(model, x, targets.astype("int32"), batch_size, seed, show)
 
     def _choose(self, logits, y, seed):
@@ -129,3 +139,12 @@ class Cycled(Wrapper):
     def _run(self, model, x, y, batch_size, seed, show):
         attack = dataclasses.replace(self.attack, eps=self.radii_of(len(x)))
         return attack._run(model, x, y, batch_size, seed, show)
+
+
+def targets_outside(name: str, attack: Attack) -> None:
+    """Raise where a `Targeted` stands inside: a wrapper that judges what was found must know the targets as well."""
+    inner = attack
+    while isinstance(inner, Wrapper):
+        if isinstance(inner, Targeted):
+            raise ValueError(f"`Targeted` must stand outside: Targeted({name}(...)). Received: attack={attack!r}")
+        inner = inner.attack

@@ -11,7 +11,7 @@ from keras import ops
 from sklearn.utils import check_random_state
 
 from kerasdef import checks, models
-from kerasdef.attacks.goals import Evade, Goal
+from kerasdef.attacks.goals import Evade, Goal, Misclassify
 
 _SEEDS = np.iinfo(np.int32).max  # scikit-learn draws the seeds of the members below this
 
@@ -128,27 +128,58 @@ def voting_model(members: Sequence[keras.Model], *, reject: int | None = None, n
 
 @dataclass(frozen=True)
 class EvadeVote(Goal):
-    """Goal against a vote with a class of rejected inputs: the vote is for neither y nor that class.
+    """Goal against a vote: its decision is neither y nor the class of rejected inputs.
 
     The attacker sees every member. He climbs the mean of the members' losses plus the loss of the averaged
     probabilities, in both of which y and the rejecting class count as one; he has won when the hard vote says so.
     Attack `models.stack_logits(members)` with it, whose outputs have the shape (n, members, classes).
 
     Args:
-        reject: Index of the class that stands for "adversarial".
+        reject: Index of the class that stands for "adversarial", or None where there is none.
     """
 
-    reject: int
+    reject: int | None = None
+
+    @property
+    def _single(self) -> Goal:
+        return Misclassify() if self.reject is None else Evade(self.reject)
 
     def value(self, loss, logits, y):
         """Value of shape (n,) that the attacker raises."""
-        single = Evade(self.reject)
         count = logits.shape[1]
-        members = sum(single.value(loss, logits[:, i], y) for i in range(count)) / count
-        joint = ops.logsumexp(ops.log_softmax(logits, axis=-1), axis=1) - np.log(count)
-        return members + single.value(loss, joint, y)
+        members = sum(self._single.value(loss, logits[:, i], y) for i in range(count)) / count
+        return members + self._single.value(loss, _joint(logits), y)
+
+    def merged(self, logits, y):
+        """Logits of shape (n, classes) of the averaged probabilities, as the attacker sees them."""
+        return self._single.merged(_joint(logits), y)
 
     def reached(self, logits, y):
         """The hard vote is for another class than y and the rejecting one."""
         label = ops.cast(decide(logits)[0], "int32")
-        return ops.logical_and(label != ops.cast(y, "int32"), label != self.reject)
+        other = label != ops.cast(y, "int32")
+        return other if self.reject is None else ops.logical_and(other, label != self.reject)
+
+
+def _joint(logits):
+    """Logarithm of the members' mean probabilities."""
+    return ops.logsumexp(ops.log_softmax(logits, axis=-1), axis=1) - np.log(logits.shape[1])
+
+
+def attackable(model: keras.Model) -> tuple[keras.Model, Goal]:
+    """Return a model of logits and the goal with which the whole of a defense is attacked.
+
+    A model that ends in a `Vote` gives the logits of all its members; any other is returned as it is.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        `(model, goal)`.
+    """
+    vote = model.layers[-1] if model.layers else None
+    if not isinstance(vote, Vote):
+        return model, Misclassify()
+    node = vote._inbound_nodes[-1]
+    stacked = keras.Model(model.input, ops.stack(node.input_tensors, axis=1), name=f"{model.name}_members")
+    return models.as_logits(stacked), EvadeVote(vote.reject)

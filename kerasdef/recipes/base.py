@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -17,6 +18,7 @@ from kerasdef.training import Mixture
 
 _FILE = "run.json"
 _META = "meta"
+_JUDGING = "judging"
 
 Piece = tuple[dict[str, np.ndarray], dict]
 
@@ -35,7 +37,7 @@ def fingerprint(*arrays: np.ndarray) -> str:
 
 
 class Pieces:
-    """Finished pieces of a run: kept in memory, and in a folder where there is one.
+    """Finished pieces of a run, kept in a folder where there is one.
 
     A piece is a dict of arrays and a dict of JSON values. It is written whole or not at all, so a run that was killed
     goes on from the last finished piece.
@@ -43,21 +45,40 @@ class Pieces:
     Args:
         folder: Where the run is kept, or None.
         settings: Everything the results depend on, as JSON values.
+        judging: Names of those settings that only judging pieces depend on: a run may go on with others, and only these
+            pieces are made again.
+        same: Brings records that mean the same to the same words, for those of earlier versions.
+
+    Attributes:
+        times: Phase and seconds of every piece that was asked for.
 
     Raises:
         ValueError: The folder holds another run, or something that is no run.
     """
 
-    def __init__(self, folder: str | Path | None, settings: Mapping):
+    def __init__(
+        self,
+        folder: str | Path | None,
+        settings: Mapping,
+        *,
+        judging: Sequence[str] = (),
+        same: Callable[[dict], dict] = dict,
+    ):
         self.folder = None if folder is None else Path(folder)
-        self.seconds: dict[str, float] = {}
+        self.times: dict[str, tuple[str, float]] = {}
+        self.judging = self.unsaid = {}
         if self.folder is None:
             return
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"`out` must be a folder. Received: out={str(folder)!r}, which is a file")
+        settings = json.loads(json.dumps(settings))
+        self.judging = {name: settings.pop(name) for name in judging}
         record = self.folder / _FILE
         if record.exists():
-            _same(json.loads(record.read_text()), json.loads(json.dumps(settings)), folder)
+            found = json.loads(record.read_text())
+            # folders from before these were kept with their pieces have them here
+            self.unsaid = {name: found.pop(name) for name in judging if name in found}
+            _check_same(same(found), same(settings), folder)
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(
                 f"`out` must be a new or empty folder, or one of an earlier run. Received: out={str(folder)!r}, "
@@ -67,25 +88,49 @@ class Pieces:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(record, lambda path: path.write_text(json.dumps(settings, indent=1)))
 
-    def get(self, name: str, make: Callable[[], Piece], *, phase: str) -> Piece:
-        """Return a piece, made now or found in the folder; its time counts towards `phase`."""
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time of each phase: each piece counts once, however often it was asked for."""
+        total: dict[str, float] = {}
+        for phase, seconds in self.times.values():
+            total[phase] = total.get(phase, 0.0) + seconds
+        return total
+
+    def branch(self) -> Pieces:
+        """The same pieces for a part of the run: its times begin with those so far and do not count here."""
+        part = copy.copy(self)
+        part.times = dict(self.times)
+        return part
+
+    def get(self, name: str, make: Callable[[], Piece], *, phase: str, judging: bool = False) -> Piece:
+        """Return a piece, made now or found in the folder.
+
+        Args:
+            name: Of the piece.
+            make: Makes it.
+            phase: What its time counts towards.
+            judging: Whether it depends on the settings of judging as well; found with others, it is made again.
+        """
         path = None if self.folder is None else self.folder / "pieces" / f"{name}.npz"
-        if path is not None and path.exists():
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {k: file[k] for k in file.files if k != _META}
-                meta = json.loads(str(file[_META]))
-        else:
+        piece = None if path is None or not path.exists() else _read(path)
+        if piece is None or (judging and piece[1].get(_JUDGING, self.unsaid) != self.judging):
             start = time.perf_counter()
             arrays, meta = make()
-            meta = {**meta, "seconds": time.perf_counter() - start}
+            meta = {**meta, "seconds": time.perf_counter() - start, **({_JUDGING: self.judging} if judging else {})}
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, lambda part: np.savez(part, **arrays, **{_META: json.dumps(meta)}))
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + meta["seconds"]
-        return arrays, meta
+            piece = arrays, meta
+        self.times[name] = (phase, piece[1]["seconds"])
+        return piece
 
 
-def _same(found: dict, wanted: dict, folder) -> None:
+def _read(path: Path) -> Piece:
+    with np.load(path, allow_pickle=False) as file:
+        return {k: file[k] for k in file.files if k != _META}, json.loads(str(file[_META]))
+
+
+def _check_same(found: dict, wanted: dict, folder) -> None:
     different = [k for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
     if different:
         shown = ", ".join(f"{k}={_short(wanted.get(k))} (there: {_short(found.get(k))})" for k in different[:3])

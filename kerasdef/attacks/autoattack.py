@@ -1,0 +1,180 @@
+"""AutoAttack: a fixed ensemble of attacks without settings to tune, each on what still stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from keras import ops
+
+from kerasdef import backend, checks, losses, norms
+from kerasdef.attacks import sequence
+from kerasdef.attacks.apgd import APGD
+from kerasdef.attacks.base import Attack
+from kerasdef.attacks.fab import FAB
+from kerasdef.attacks.goals import Goal, Hit, Misclassify
+from kerasdef.attacks.sequence import SequenceResult
+from kerasdef.attacks.square import Square
+from kerasdef.norms import L1, Linf, Norm
+
+VERSIONS = {  # Croce and Hein, 2020; "plus" and "rand" as the authors published them
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+    "custom": (),
+}
+_DRAWS = 20  # authors: gradients averaged in "rand"
+_FEW = 4  # classes below which the targeted DLR loss is not defined
+_LOOKED_AT = 256  # samples on which the model itself is looked at
+_SURE = 0.1  # share of gradients of exactly zero from which the result is doubtful
+
+
+@dataclass(frozen=True, repr=False)
+class AutoAttack(Attack):
+    """The standard evaluation: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square.
+
+    A sample that one part breaks is not shown to the next. Everything is as published but for the random numbers and
+    for models of few classes: with K classes there are min(9, K - 1) targets, and below four the targeted DLR loss
+    falls back to the margin.
+
+    Args:
+        eps: Radius in input units, above 0. A number, or one for each sample of shape (n,).
+        norm: "linf", "l2" or "l1".
+        version: "standard"; "plus" (adds untargeted APGD-DLR and FAB, five restarts); "rand" for models with
+            randomness (gradients averaged over 20 draws); "custom" (what `parts` names).
+        parts: With "custom": names out of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
+        goal: What the attacker wants; a fixed target class is not possible.
+        bounds: Valid range of an input value.
+
+    Example:
+    >>> result = AutoAttack(eps=8 / 255).run(model, x, y, out="runs/aa")
+    >>> result.robust_accuracy, result.table, result.flags
+
+    References: Croce and Hein, 2020, https://arxiv.org/abs/2003.01690 (section 5); Croce and Hein, 2021,
+    https://arxiv.org/abs/2103.01208 (L1: five restarts or five targets, and larger radii first).
+    """
+
+    eps: float | tuple[float, ...] = 0.3
+    norm: Norm | str = field(default_factory=Linf)
+    version: str = "standard"
+    parts: tuple[str, ...] = ()
+    goal: Goal = field(default_factory=Misclassify)
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "eps", checks.radius("eps", self.eps))
+        if np.any(np.asarray(self.eps) <= 0):
+            raise ValueError(f"`eps` must be above 0. Received: eps={self.eps!r}")
+        object.__setattr__(self, "norm", norms.get(self.norm))
+        object.__setattr__(self, "bounds", checks.bounds(self.bounds))
+        checks.one_of("version", self.version, VERSIONS)
+        if (self.version == "custom") != bool(self.parts):
+            raise ValueError(
+                '`parts` must name attacks with version="custom", and only then. '
+                f"Received: version={self.version!r}, parts={self.parts!r}"
+            )
+        object.__setattr__(self, "parts", tuple(checks.one_of("parts", p, VERSIONS["plus"]) for p in self.parts))
+        if isinstance(self.goal, Hit):
+            raise ValueError("`goal` must not be a fixed target: AutoAttack is untargeted. Received: goal=Hit()")
+
+    def attacks(self) -> dict[str, Attack]:
+        """The parts by name, in their order, with the published settings."""
+        common = {"eps": self.eps, "norm": self.norm, "goal": self.goal, "bounds": self.bounds}
+        plus, l1 = self.version == "plus", isinstance(self.norm, L1)
+        restarts = 5 if plus or l1 else 1  # authors: five with L1 and in "plus"
+        targets = 5 if l1 and not plus else 9  # authors: five with L1
+        apgd = APGD(steps=100, samples=_DRAWS if self.version == "rand" else 1, **common)
+        fab = FAB(steps=100, **common)
+        known = {
+            "apgd-ce": dataclasses.replace(apgd, loss="cross_entropy", restarts=restarts),
+            "apgd-dlr": dataclasses.replace(apgd, loss="dlr", restarts=restarts),
+            "apgd-t": dataclasses.replace(apgd, loss="targeted_dlr", targets=targets),
+            "fab": dataclasses.replace(fab, restarts=5 if plus else 1),
+            "fab-t": dataclasses.replace(fab, targets=9),
+            "square": Square(queries=5000, **common),
+        }
+        return {name: known[name] for name in VERSIONS[self.version] or self.parts}
+
+    def run(
+        self,
+        model,
+        x: np.ndarray,
+        y: np.ndarray | None = None,
+        *,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress: bool | None = None,
+        out: str | Path | None = None,
+    ) -> SequenceResult:
+        """Attack every sample of an array; arguments as in a call.
+
+        Args:
+            out: Folder for the state. It is written after every attack and every block of 1,024 samples; a run that is
+                killed and started again with the same folder goes on from there and ends with the same result.
+
+        Returns:
+            A `SequenceResult`: x_adv, success, which part broke what, a table, and flags where the result is doubtful.
+            Every flag is a warning as well.
+        """
+        model, x, y = self._prepare(model, x, y)
+        checks.positive_int("batch_size", batch_size)
+        checks.non_negative_int("seed", seed)
+        flags = self._look_at(model, x, y)
+        parts = self.attacks()
+        result = sequence.run(parts, model, x, y, batch_size=batch_size, seed=seed, progress=progress, out=out)
+        beaten = int(np.sum(result.broken_by == list(parts).index("square"))) if "square" in parts else 0
+        if beaten and len(parts) > 1:
+            flags["square_beats_white_box"] = (
+                f"Square, which sees no gradients, broke {beaten} samples that the white-box attacks before it did "
+                "not: the model may hide its gradients."
+            )
+        for flag in flags.values():
+            warnings.warn(flag, UserWarning, stacklevel=2)
+        return dataclasses.replace(result, flags=flags)
+
+    def _run(self, model, x, y, batch_size, seed, show):
+        found = sequence.run(self.attacks(), model, x, y, batch_size=batch_size, seed=seed, progress=show)
+        return found.x_adv, found.evaluations
+
+    def _look_at(self, model, x, y) -> dict[str, str]:
+        """What about the model itself makes the result doubtful."""
+        flags = {}
+        x, y = x[:_LOOKED_AT], y[:_LOOKED_AT]
+        draws = [ops.convert_to_numpy(backend.evaluate(model, x, salt)) for salt in range(2)]
+        logits = draws[0]
+        if self.version != "rand" and not np.allclose(*draws, rtol=1e-4, atol=1e-5):  # float noise between two calls
+            flags["randomized"] = (
+                'The model gives other outputs for the same images: use version="rand", which averages gradients.'
+            )
+        if np.all(logits >= 0) and np.allclose(logits.sum(axis=-1), 1.0, atol=1e-4):
+            flags["softmax_output"] = (
+                "The model's outputs are probabilities that could not be looked through: gradients vanish behind a "
+                "softmax, and the result may be too good. Give a model of logits."
+            )
+        zero = self._zero_gradients(model, x, y)
+        if zero > _SURE:
+            flags["zero_gradients"] = (
+                f"The gradient of the cross-entropy is exactly zero for {zero:.0%} of the images: white-box attacks "
+                "see nothing there."
+            )
+        classes = logits.shape[-1]
+        if classes < _FEW and any(part.endswith("-t") for part in self.attacks()):
+            flags["few_classes"] = (
+                f"With {classes} classes the targeted DLR loss is not defined; targeted attacks climb the margin."
+            )
+        return flags
+
+    def _zero_gradients(self, model, x, y) -> float:
+        """Share of the images whose gradient of the cross-entropy is exactly zero."""
+
+        def objective(z):
+            logits = backend.evaluate(model, z)
+            return self.goal.value(losses.cross_entropy, logits, y), logits
+
+        _, logits, grad = backend.compiled(backend.gradient(objective), model)(ops.convert_to_tensor(x))
+        right = ~np.asarray(ops.convert_to_numpy(self.goal.reached(logits, y)))
+        flat = np.abs(ops.convert_to_numpy(grad)).reshape(len(x), -1).max(axis=1) == 0
+        return float(flat[right].mean()) if right.any() else 0.0

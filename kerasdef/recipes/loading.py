@@ -1,0 +1,99 @@
+"""Models as users have them: an object, a .keras file, the folder of a run, a SavedModel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+import kerasdef.defenses  # registers the layers, so that .keras files load in safe mode
+from kerasdef.attacks import Goal, Misclassify
+from kerasdef.datasets import Dataset
+from kerasdef.datasets import load as load_dataset
+from kerasdef.defenses import attackable
+from kerasdef.export import served
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model that is ready to be attacked.
+
+    Args:
+        model: Keras model of logits, or a callable from images to scores.
+        goal: What an attacker of it wants.
+        name: In words, for reports.
+        classes: Number of real classes, None where it cannot be known.
+        reject: Label that stands for "adversarial", or None.
+        settings: Settings of the run that it is from, empty for others.
+    """
+
+    model: keras.Model | Callable
+    goal: Goal
+    name: str
+    classes: int | None = None
+    reject: int | None = None
+    settings: dict | None = None
+
+    @property
+    def black_box(self) -> bool:
+        """Whether the model gives outputs only."""
+        return not isinstance(self.model, keras.Model)
+
+
+def load_model(model: keras.Model | Callable | str | Path) -> Loaded:
+    """Make a model ready to be attacked.
+
+    A defense that votes is attacked whole, with all its members, for a label that is neither the true one nor
+    "adversarial".
+
+    Args:
+        model: A built Keras classifier, a callable from images to logits, probabilities or labels, a .keras file, the
+            folder of a finished run, or the folder of a SavedModel (outputs only: black-box attacks).
+
+    Raises:
+        ValueError: There is no model where the path leads.
+    """
+    if isinstance(model, keras.Model):
+        return _keras(model, model.name)
+    if not isinstance(model, str | Path):
+        if callable(model):
+            return Loaded(model, Misclassify(), getattr(model, "__name__", "model"))
+        raise ValueError(f"`model` must be a Keras model, a callable or a path. Received: model={model!r}")
+    path = Path(model)
+    if path.suffix == ".keras" and path.is_file():
+        return _keras(keras.saving.load_model(path, safe_mode=True), path.stem)
+    if (path / "saved_model.pb").is_file():
+        scores, reject = served(path)
+        goal = Misclassify() if reject is None else kerasdef.attacks.Evade(reject)
+        return Loaded(scores, goal, path.name, classes=reject, reject=reject)
+    files = sorted(path.glob("*.keras")) if path.is_dir() else []
+    if len(files) == 1:
+        loaded = _keras(keras.saving.load_model(files[0], safe_mode=True), path.name)
+        record = path / RUN
+        settings = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+        return Loaded(loaded.model, loaded.goal, loaded.name, loaded.classes, loaded.reject, settings)
+    raise ValueError(
+        "`model` must be a .keras file, the folder of a finished run, or the folder of a SavedModel. "
+        f"Received: model={str(model)!r}"
+    )
+
+
+def _keras(model: keras.Model, name: str) -> Loaded:
+    model, goal = attackable(model)
+    classes = model.output_shape[-1]
+    reject = getattr(goal, "reject", None)
+    return Loaded(model, goal, name, classes if reject is None else classes - 1, reject)
+
+
+def test_images(dataset: str | Path | Dataset, loaded: Loaded) -> Dataset:
+    """The data set, split as the run split it that the model is from: its test images were not trained on."""
+    dataset = load_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+    settings = loaded.settings or {}
+    if settings.get("dataset") == dataset.name and "test_size" in settings:
+        return dataset.resplit(settings["test_size"], seed=settings["seed"])
+    return dataset

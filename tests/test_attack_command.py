@@ -1,0 +1,236 @@
+"""`kerasdef attack`: any kind of model, resumable, honest about what it counts; the catalog is what there is."""
+
+import inspect
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from typer.testing import CliRunner
+
+import kerasdef
+import kerasdef.attacks
+from kerasdef import cli, datasets, defenses, models
+from kerasdef.attacks import PGD, Attack, CarliniWagner, GradientAttack, Restarts, Wrapper
+from kerasdef.catalog import ATTACKS
+from kerasdef.norms import NORMS
+from kerasdef.recipes.attack import attack as run
+from kerasdef.recipes.loading import load_model
+
+
+@pytest.fixture(scope="module")
+def data():
+    return datasets.load("digits")
+
+
+@pytest.fixture(scope="module")
+def victim(data):
+    """A linear model of the digits."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)], name="linear")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.02), loss, jit_compile=False)
+    model.fit(data.x_train, data.y_train, batch_size=64, epochs=5, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def vote(victim):
+    """A vote of two models with a class of rejected inputs."""
+    members = []
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        w, b = victim.layers[-1].get_weights()
+        member = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(11)])
+        extra = rng.normal(size=(64, 1)).astype("float32")
+        member.layers[-1].set_weights([np.concatenate([w, extra], axis=1), np.append(b, -3.0).astype("float32")])
+        members.append(member)
+    return defenses.voting_model(members, reject=10, name="pair")
+
+
+# -- the catalog -----------------------------------------------------------------------------------
+
+
+def test_the_catalog_holds_every_attack_and_tells_the_truth_about_it():
+    exported = {
+        name
+        for name, value in vars(kerasdef.attacks).items()
+        if inspect.isclass(value) and issubclass(value, Attack) and not inspect.isabstract(value)
+    }
+    wrappers = {name for name in exported if issubclass(getattr(kerasdef.attacks, name), Wrapper)}
+    assert {info.cls for info in ATTACKS.values()} == exported - wrappers - {"WorstOf", "GradientAttack"}
+    assert issubclass(GradientAttack, Attack)
+    for name, info in ATTACKS.items():
+        cls = getattr(kerasdef.attacks, info.cls)
+        assert cls().access == info.access, name
+        assert cls().kind == info.kind, name
+        if "norm" in inspect.signature(cls).parameters:
+            works = []
+            for norm in NORMS:
+                try:
+                    cls(norm=norm)
+                    works.append(norm)
+                except ValueError as error:
+                    assert "`norm` must be" in str(error)  # noqa: PT017
+            assert set(info.norms) <= set(works), name
+            assert set(works) == set(info.norms) or name == "gma", name
+
+
+def test_list_attacks_is_quick_and_imports_no_framework():
+    code = (
+        "import sys; from typer.testing import CliRunner; from kerasdef import cli;"
+        "done = CliRunner().invoke(cli.app, ['list', 'attacks'], env={'COLUMNS': '200'});"
+        "print(done.output); print('loaded', {'tensorflow', 'jax', 'keras'} & set(sys.modules) or 'none')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "loaded none" in done.stdout
+    for name, info in ATTACKS.items():
+        assert f" {name} " in done.stdout
+        assert info.paper in done.stdout
+
+
+# -- what is attacked ------------------------------------------------------------------------------
+
+
+def test_a_keras_file_is_attacked_and_the_result_is_kept(victim, data, tmp_path):
+    victim.save(tmp_path / "linear.keras")
+    found = run(
+        tmp_path / "linear.keras", "digits", "pgd", norm="linf", eps=0.05, n=100, out=tmp_path / "run", show=False
+    )
+    x, y = data.x_test[:100], data.y_test[:100]
+    stands = models.predict_logits(victim, found.result.x_adv).argmax(axis=1) == y
+    np.testing.assert_array_equal(stands, ~found.result.success)
+    assert np.abs(found.result.x_adv - x).max() <= 0.05 + 1e-6
+    record = json.loads((tmp_path / "run" / "attack.json").read_text())
+    assert record["robust_accuracy"] == stands.mean()
+    assert record["n"] == 100
+    with np.load(tmp_path / "run" / "examples.npz") as kept:
+        np.testing.assert_array_equal(kept["x_adv"], found.result.x_adv)
+    assert all(path.exists() for path in found.files.values())
+    assert "accuracy left" in found.text()
+
+    again = run(
+        tmp_path / "linear.keras", "digits", "pgd", norm="linf", eps=0.05, n=100, out=tmp_path / "run", show=False
+    )
+    np.testing.assert_array_equal(again.result.x_adv, found.result.x_adv)
+    with pytest.raises(ValueError, match="differs in attacks"):
+        run(tmp_path / "linear.keras", "digits", "pgd", norm="linf", eps=0.06, n=100, out=tmp_path / "run")
+
+
+def test_a_vote_is_attacked_whole_for_a_label_that_is_neither_true_nor_adversarial(vote, data):
+    found = run(vote, "digits", "pgd", eps=0.1, n=100, show=False)
+    y = data.y_test[:100]
+    said = np.array(vote(found.result.x_adv)["label"])
+    broken = found.result.broken_by >= 0
+    assert broken.sum() > 20
+    assert np.all((said[broken] != y[broken]) & (said[broken] != 10))
+    stands = found.result.broken_by == -1
+    assert np.all((said[stands] == y[stands]) | (said[stands] == 10))
+    assert found.report.reject == 10
+
+
+def test_autoattack_runs_on_a_vote(vote):
+    settings = {"version": "custom", "parts": ("apgd-ce", "apgd-t", "fab-t")}
+    found = run(vote, "digits", "autoattack", eps=0.1, n=40, settings=settings, show=False)
+    pgd = run(vote, "digits", "pgd", eps=0.1, n=40, show=False)
+    assert found.result.robust_accuracy <= pgd.result.robust_accuracy
+    assert list(found.table()["attack"]) == ["apgd-ce", "apgd-t", "fab-t"]
+
+
+def test_a_callable_gets_black_box_attacks_only(victim, data):
+    def serve(images):
+        return models.predict_logits(victim, np.asarray(images, dtype="float32"))
+
+    found = run(serve, "digits", "square", eps=0.1, n=40, settings={"queries": 60}, show=False)
+    assert 0 < found.result.evaluations.max() <= 60
+    with pytest.raises(ValueError, match=r"black-box attack .*square.*Received: attack='pgd'"):
+        run(serve, "digits", "pgd", eps=0.1)
+
+
+def test_a_minimal_attack_counts_only_what_is_within_eps(victim, data):
+    settings = {"steps": 60, "binary_search_steps": 3, "initial_c": 1.0, "learning_rate": 0.05}
+    free = run(victim, "digits", "carlini_wagner", n=60, settings=settings, show=False)
+    distance = np.linalg.norm((free.result.x_adv - data.x_test[:60]).reshape(60, -1), axis=1)
+    eps = float(np.median(distance[free.result.broken_by >= 0]))
+    bound = run(victim, "digits", "carlini_wagner", eps=eps, n=60, settings=settings, show=False)
+    wanted = (free.result.broken_by == -2) | ((free.result.broken_by >= 0) & (distance <= eps))
+    np.testing.assert_array_equal(bound.result.success, wanted)
+    assert bound.result.robust_accuracy > free.result.robust_accuracy
+    assert bound.table()["median_distance"].iloc[0] == pytest.approx(eps, rel=1e-4)
+
+
+def test_an_attack_object_may_be_passed(victim):
+    found = run(victim, "digits", Restarts(PGD(eps=0.05, steps=5), 2), n=30, show=False)
+    assert found.table()["attack"].tolist() == ["restarts"]
+    with pytest.raises(ValueError, match="belong to an attack given by name"):
+        run(victim, "digits", CarliniWagner(), eps=0.1)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a SavedModel is written by TensorFlow")
+def test_a_saved_model_is_a_black_box_that_decides_as_the_vote(vote, data, tmp_path):
+    from kerasdef.export import export
+
+    export(vote, tmp_path / "saved_model")
+    loaded = load_model(tmp_path / "saved_model")
+    assert loaded.black_box
+    assert loaded.reject == 10
+    scores = loaded.model(data.x_test[:50])
+    np.testing.assert_array_equal(np.argmax(scores, axis=1), np.array(vote(data.x_test[:50])["label"]))
+    with pytest.raises(ValueError, match="black-box attack"):
+        run(tmp_path / "saved_model", "digits", "autoattack", eps=0.1)
+    settings = {"queries": 150}
+    found = run(tmp_path / "saved_model", "digits", "hop_skip_jump", n=10, settings=settings, show=False)
+    said = np.array(vote(found.result.x_adv)["label"])
+    broken = found.result.broken_by >= 0
+    assert np.all((said[broken] != data.y_test[:10][broken]) & (said[broken] != 10))
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, ["attack", *arguments])
+
+
+def test_the_command_prints_a_table_and_paths(victim, tmp_path):
+    victim.save(tmp_path / "linear.keras")
+    done = invoke(
+        str(tmp_path / "linear.keras"), "--attack", "fgsm", "--eps", "8/255", "--n", "50", "--out", str(tmp_path / "o")
+    )
+    assert done.exit_code == 0, done.output
+    assert "fgsm" in done.output
+    assert str(tmp_path / "o" / "attack.json") in done.output
+    settings = json.loads((tmp_path / "o" / "state" / "state.json").read_text())["attacks"]["fgsm"]
+    assert float(settings["eps"]) == 8 / 255
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--attack", "pdg", "--eps", "0.1"), "Did you mean 'pgd'"),
+        (("--attack", "deepfool", "--norm", "l1"), "`norm` must be one of l2, linf for deepfool"),
+        (("--attack", "pgd"), "`eps` must be given"),
+        (("--attack", "pgd", "--eps", "8/0"), "`eps` must be a number or a fraction"),
+        (("--attack", "pgd", "--eps", "-0.1"), "`eps` must be a finite number of at least 0"),
+        (("--attack", "pgd", "--eps", "0.1", "--set", "step=3"), "Did you mean 'steps'"),
+        (("--attack", "pgd", "--eps", "0.1", "--set", "steps"), "must be name=value"),
+        (("--attack", "pgd", "--eps", "0.1", "--set", "step_size=0"), "`step_size` must be"),
+        (("--attack", "square", "--eps", "0.1", "--set", "queries=0"), "`queries` must be a positive integer"),
+        (("--attack", "pgd", "--eps", "0.1", "--n", "100000"), "`n` must be at most"),
+        (("--attack", "pgd", "--eps", "0.1", "--dataset", "digit"), "Did you mean 'digits'"),
+    ],
+)
+def test_bad_arguments_are_one_line(victim, tmp_path, arguments, message):
+    victim.save(tmp_path / "linear.keras")
+    done = invoke(str(tmp_path / "linear.keras"), *arguments)
+    assert isinstance(done.exception, ValueError)
+    assert message in " ".join(str(done.exception).split())
+
+
+def test_a_path_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"must be a \.keras file, the folder of a finished run"):
+        load_model(tmp_path)
+    assert kerasdef.attack is run
