@@ -163,6 +163,7 @@ def frozen(model: keras.Model, salt=0) -> Iterator[None]:
         model: A built Keras model.
         salt: Integer or integer tensor, added to the state of every seed generator.
     """
+    salt = salt % 2**32 if isinstance(salt, int) else salt
     mapping = []
     for variable in model.variables:
         value = variable.value

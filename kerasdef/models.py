@@ -84,7 +84,7 @@ def _view(model: keras.Model) -> keras.Model | None:
         z = _BinaryLogits()(z)
     elif z is output[0]:
         return None
-    return keras.Model(model.inputs, z, name=f"{model.name}_logits")
+    return as_logits(keras.Model(model.inputs, z, name=f"{model.name}_logits"))
 
 
 def logits_view(model: keras.Model) -> keras.Model:

@@ -41,6 +41,7 @@ def few(digits):
     return digits[2][:40], digits[3][:40]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "kind"),
     [

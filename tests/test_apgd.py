@@ -320,6 +320,7 @@ def test_targeted_dlr_finds_every_sample_that_can_be_found(norm):
 # -- the contract ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "loss"),
     [

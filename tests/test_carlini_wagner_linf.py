@@ -71,6 +71,7 @@ def test_it_reaches_its_confidence():
     assert (oracle.margin(found, y) >= 0.5 - 1e-4).all()  # float32
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract():
     attack = CarliniWagnerLinf(steps=20, initial_c=0.1, largest_c=10.0, learning_rate=0.05)
     check_attack(attack, kind="minimal")

@@ -109,6 +109,7 @@ def test_what_it_cannot_break_comes_back_unchanged():
     np.testing.assert_array_equal(quiet(DeepFool(steps=3), flat, x, np.zeros(5, dtype="int64")), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_it_keeps_the_contract(norm):
     check_attack(DeepFool(norm=norm, steps=8), kind="minimal")

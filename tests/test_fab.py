@@ -130,10 +130,10 @@ def test_more_targets_and_more_restarts_break_what_fewer_break(norm, digits, dig
 
 def test_more_targets_and_more_restarts_find_smaller_changes(digits, digits_model):
     x, y = correct(digits, digits_model, 60)
-    one = lengths(FAB(norm="l1", steps=8, targets=1), digits_model, x, y, "l1")
-    for more in ({"targets": 9}, {"targets": 1, "restarts": 4}):
-        found = lengths(FAB(norm="l1", steps=8, **more), digits_model, x, y, "l1")
-        assert np.mean(found < 0.98 * one) > 0.1
+    base = FAB(norm="l1", steps=20)
+    for few, more in ({"targets": 1}, {"targets": 9}), ({"restarts": 1}, {"restarts": 4}):
+        one, found = (lengths(dataclasses.replace(base, **s), digits_model, x, y, "l1") for s in (few, more))
+        assert (found < 0.98 * one).any()
         assert np.mean(found > 1.02 * one) < 0.1  # the final search gains more on some points than on others
 
 
@@ -179,6 +179,7 @@ def test_what_it_cannot_break_comes_back_unchanged():
         np.testing.assert_array_equal(quiet(attack, flat, x, np.zeros(5, dtype="int64")), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
     [

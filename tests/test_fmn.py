@@ -95,6 +95,7 @@ def test_what_it_cannot_break_comes_back_unchanged():
     np.testing.assert_array_equal(quiet(FMN(steps=5), flat, x, np.zeros(5, dtype="int64")), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_it_keeps_the_contract(norm):
     check_attack(FMN(norm=norm, steps=15), kind="minimal")

@@ -25,6 +25,7 @@ def linear(k, d=8, n=16):
     return oracle, x, oracle.logits(x).argmax(axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [NES, SPSA])
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.8)])
 def test_they_keep_the_contract(attack, norm, eps):

@@ -30,6 +30,7 @@ def linear(k, d=8, n=16):
     return oracle, x, oracle.logits(x).argmax(axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_hop_skip_jump_keeps_the_contract(norm):
     check_attack(dataclasses.replace(SMALL, norm=norm), kind="minimal")

@@ -76,6 +76,7 @@ def test_the_best_point_is_judged_where_it_stands_not_ahead_of_it(digits, digits
     assert ((best.argmax(axis=1) != y) >= (last.argmax(axis=1) != y)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_it_keeps_the_contract(norm):
     check_attack(NIM(norm=norm, eps=0.3, steps=4))

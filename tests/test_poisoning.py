@@ -102,7 +102,7 @@ def training(seed):
 
 def test_crafted_points_hurt_the_targets_more_than_random_ones(digits):
     x, y, x_target, y_target = digits
-    attack = GMAPoisoning(share=0.2, steps=20, rounds=15, batch_size=300)
+    attack = GMAPoisoning(share=0.3, steps=20, rounds=15, batch_size=300)
     found = []
     for seed in range(2):
         found.append(
@@ -117,11 +117,11 @@ def test_crafted_points_hurt_the_targets_more_than_random_ones(digits):
                 progress=False,
             )
         )
-        assert found[-1].points == 60
+        assert found[-1].points == 90
     clean, random, crafted = (np.mean([getattr(f, k) for f in found]) for k in ("clean", "random", "crafted"))
     assert clean > 0.85  # the model had learned
     assert random > clean - 0.04
-    assert crafted < random - 0.05  # 5 points of accuracy, in the mean of two seeds
+    assert crafted < random - 0.03  # three points of accuracy: about twice the error of a mean over 400 answers
 
 
 @pytest.fixture(scope="module")

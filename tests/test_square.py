@@ -25,6 +25,7 @@ def linear(k, d=12, n=16):
     return oracle, x, oracle.logits(x).argmax(axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.8), ("l1", 2.0)])
 def test_square_keeps_the_contract(norm, eps):
     check_attack(Square(eps=eps, norm=norm, queries=30), norm=norm, eps=eps)

@@ -66,6 +66,7 @@ def other_model(digits):
 # -- the contract ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "norm", "eps"),
     [
@@ -81,6 +82,7 @@ def test_wrappers_of_budget_attacks_keep_the_contract(attack, norm, eps):
     check_attack(attack, norm=norm, eps=eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [Restarts(CW, 2), WorstOf((CW, CW)), Quantized(CW)], ids=lambda a: type(a).__name__)
 def test_wrappers_of_minimal_attacks_keep_the_contract(attack):
     assert attack.kind == "minimal"
@@ -94,7 +96,7 @@ def test_wrappers_of_minimal_attacks_keep_the_contract(attack):
         WorstOf((PGD(), BIM())),
         Quantized(PGD()),
         Cycled(PGD(), (0.1,)),
-        Transfer(PGD(), linear_model(np.eye(2))),
+        Transfer(linear_model(np.eye(2)), PGD()),
     ],
     ids=lambda a: type(a).__name__,
 )
@@ -376,12 +378,12 @@ def test_transfer_shows_what_fools_the_source_and_returns_what_the_model_gets_wr
     attack = MIM(eps=0.25, steps=10, early_stop=False)
     before = wrong(digits_model, x, y)
     assert before.any()
-    result = Transfer(attack, other_model).run(digits_model, x, y, progress=False)
+    result = Transfer(other_model, attack).run(digits_model, x, y, progress=False)
     np.testing.assert_array_equal(result.x_adv[~before], quiet(attack, other_model, x, y)[~before])
     np.testing.assert_array_equal(result.x_adv[before], x[before])
     np.testing.assert_array_equal(result.success, wrong(digits_model, result.x_adv, y))
     assert result.success.mean() > before.mean() + 0.2
-    assert Transfer(attack, other_model).access == "black box"
+    assert Transfer(other_model, attack).access == "black box"
     assert size(Linf(), result.x_adv - x).max() <= 0.25 * (1 + 1e-5) + 1e-6  # x + delta is rounded
 
 
@@ -395,7 +397,7 @@ def test_transfer_takes_any_callable_and_asks_for_labels_only(kind, digits, digi
             return logits.argmax(axis=1)
         return logits if kind == "logits" else ops.convert_to_numpy(ops.softmax(logits))
 
-    attack = Transfer(BIM(eps=0.2, early_stop=False), other_model)
+    attack = Transfer(other_model, BIM(eps=0.2, early_stop=False))
     seen, wanted = (attack.run(m, x, y, progress=False) for m in (model, digits_model))
     np.testing.assert_array_equal(seen.x_adv, wanted.x_adv)
     np.testing.assert_array_equal(seen.success, wanted.success)
@@ -406,11 +408,11 @@ def test_transfer_takes_any_callable_and_asks_for_labels_only(kind, digits, digi
 
 
 def test_transfer_from_a_source_of_another_shape_is_an_error(digits_model, few):
-    attack = Transfer(PGD(), linear_model(np.zeros((64, 10))))
+    attack = Transfer(linear_model(np.zeros((64, 10))), PGD())
     with pytest.raises(ValueError, match="`source` must have the inputs and classes"):
         quiet(attack, digits_model, *few)
     with pytest.raises(ValueError, match=r"`source` must be a keras\.Model"):
-        Transfer(PGD(), "model")
+        Transfer("model", PGD())
     with pytest.raises(ValueError, match=r"a keras\.Model or a callable"):
         quiet(attack, 3, *few)
 

@@ -28,6 +28,7 @@ def linear(k, d=8, n=12):
     return oracle, x[keep], y[keep]
 
 
+@pytest.mark.slow
 def test_zoo_keeps_the_contract():
     check_attack(ZOO(queries=150, coordinates=8, binary_search_steps=2, learning_rate=0.1), kind="minimal")
 

@@ -10,11 +10,12 @@ import numpy as np
 from keras import ops
 
 from kerasdef import checks, models
+from kerasdef.attacks.base import Attack
 from kerasdef.attacks.queries import BlackBox, predict
 from kerasdef.attacks.wrappers import Wrapper
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class Transfer(Wrapper):
     """An attack made on a model of one's own and shown to the model under attack, of which nothing is known.
 
@@ -23,16 +24,21 @@ class Transfer(Wrapper):
     on the source; the model is asked for nothing.
 
     Args:
-        attack: Any attack. One that takes all its steps transfers better: `early_stop=False`.
         source: The model that it is made on: a built Keras classifier of the same inputs and classes.
+        attack: Any attack. One that takes all its steps transfers better: `early_stop=False`.
 
     Example:
-    >>> x_adv = Transfer(MIM(eps=8 / 255, early_stop=False), source)(model, x, y)
+    >>> x_adv = Transfer(source, MIM(eps=8 / 255, early_stop=False))(model, x, y)
 
     References: Papernot et al., 2016, https://arxiv.org/abs/1605.07277 (section 2.2).
     """
 
     source: keras.Model
+
+    def __init__(self, source: keras.Model, attack: Attack):  # the source first: it is attacked before the model
+        object.__setattr__(self, "source", source)
+        object.__setattr__(self, "attack", attack)
+        self.__post_init__()
 
     def __post_init__(self):
         super().__post_init__()
