@@ -241,9 +241,11 @@ def strength(model, x, x_adv, y, norm: str) -> dict:
     }
 
 
-def measure_case(case: Case, model, x, y, gradient: float, repeats: int) -> dict:
+def measure_case(case: Case, model, x, y, gradients: dict[int, float], repeats: int) -> dict:
     """One row: ours and every peer on the same images."""
     x, y = x[: case.n], y[: case.n]
+    if len(x) not in gradients:
+        gradients[len(x)] = gradient_seconds(model, x, y, repeats)
 
     def ours():
         return case.attack.run(model, x, y, batch_size=min(BATCH, len(x)), progress=False)
@@ -253,7 +255,7 @@ def measure_case(case: Case, model, x, y, gradient: float, repeats: int) -> dict
     evaluations = float(np.sum(result.evaluations))
     row = {"name": case.name, "n": len(x), "kerasdef": mine, "evaluations": evaluations, "peers": {}}
     if case.attack.access == "white box":
-        row["overhead"] = mine["seconds"] / (evaluations * gradient / BATCH)
+        row["overhead"] = mine["seconds"] / (evaluations * gradients[len(x)] / len(x))
         row["overhead_to_reach"] = case.overhead
     for name, make in case.peers.items():
         if not peers.installed(name.lower()):
@@ -386,18 +388,18 @@ def measure(quick: bool, only: list[str]) -> dict:
         model, facts = victims.victim(kind, data, epochs=8 if data.name == "digits" else epochs, limit=limit)
         note(f"model {kind} ready")
         x, y = victims.correct(model, data, n)
-        gradient = gradient_seconds(model, *(np.resize(v, (BATCH, *v.shape[1:])) for v in (x, y)), repeats)
+        gradients = {len(x): gradient_seconds(model, x, y, repeats)}
         rows = []
         for case in cases(eps, quick, few=4 if quick else 10):
             skipped = any(word in case.name for word in left_out)
             if skipped or (only and not any(word.lower() in case.name.lower() for word in only)):
                 continue
             engine._PROGRAMS.clear()
-            rows.append(measure_case(case, model, x, y, gradient, repeats))
+            rows.append(measure_case(case, model, x, y, gradients, repeats))
             note(f"{kind}: {case.name}")
             if kind == "plain" and case.name.startswith(f"PGD-{STEPS}, all"):
                 rows[-1]["peers"] |= pgd_by_hand(rows[-1]["kerasdef"], model, x, y, eps, repeats)
-        found["models"].append(facts | {"eps": eps, "gradient_seconds": gradient, "rows": rows})
+        found["models"].append(facts | {"eps": eps, "n": n, "gradient_seconds": gradients[n], "rows": rows})
     if not only:
         for n in (2_000, 10_000) if quick else (10_000, 60_000):
             found["memory"].append(memory(n, mnist.input_shape))
@@ -422,7 +424,7 @@ def show(found: dict) -> None:
     for victim in found["models"]:
         title = (
             f"{victim['kind']} model on {victim['dataset']} (clean {victim['clean_accuracy_of_1000']:.1%} of 1,000), "
-            f"eps {victim['eps']:.4g}; one gradient of {found['batch']}: {1e3 * victim['gradient_seconds']:.1f} ms"
+            f"eps {victim['eps']:.4g}; one gradient of {victim['n']}: {1e3 * victim['gradient_seconds']:.1f} ms"
         )
         table = Table(title=title, title_justify="left")
         for head in ("attack", "n", "seconds", "over gradients", "left", "loss", "change", "peer", "times as fast",

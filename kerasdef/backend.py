@@ -243,6 +243,16 @@ def compiled(fn: Callable, model: keras.Model) -> Callable:
     return lambda *arguments: jitted([v.value for v in reference().variables], *arguments)
 
 
+def sizes(batch_size: int) -> list[int]:
+    """Numbers of samples that compiled functions are called with, largest first.
+
+    TensorFlow's CPU takes any number with one trace; elsewhere each number is compiled anew, so there are few.
+    """
+    if NAME == "tensorflow" and not has_gpu():
+        return sorted({-(-batch_size * part // 16) for part in range(1, 17)}, reverse=True)
+    return sorted({max(1, batch_size // part) for part in (1, 4, 16)}, reverse=True)
+
+
 def repeated(fn: Callable, times: int, model: keras.Model) -> Callable:
     """Compile `times` applications of a step (x, y, state) -> state.
 

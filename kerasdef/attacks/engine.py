@@ -24,7 +24,6 @@ from kerasdef.random import sample_seeds
 
 State = dict
 _PROGRAMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-_BUCKETS = (1, 4, 16)  # the tail of a run goes on in a half-empty pool of 1/4, then 1/16 of the batch size
 
 
 def select(mask, yes, no):
@@ -140,7 +139,7 @@ class StepAttack(Attack):
 
     def _run(self, model, x, y, batch_size, seed, show) -> tuple[np.ndarray, np.ndarray]:
         start, advance = self._programs(model)
-        sizes = sorted({max(1, batch_size // b) for b in _BUCKETS}, reverse=True)
+        sizes = backend.sizes(batch_size)  # as samples leave, the tail of a run goes on in a smaller pool
         numbers = {name: _spread(name, value, len(x)) for name, value in self.parameters.items()}
         pool = _Pool(x, y, numbers, seed, start, sizes)
         out, spent = np.array(x), np.zeros(len(x), dtype="int64")
