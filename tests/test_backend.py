@@ -114,3 +114,16 @@ def test_the_device_has_a_name():
     assert backend.device()
     assert isinstance(backend.has_gpu(), bool)
     assert backend.jit() in (True, False, "auto")
+
+
+def test_pools_shrink_in_few_sizes_where_each_is_compiled_and_in_sixteenths_where_not():
+    found = backend.sizes(256)
+    assert found[0] == 256
+    assert found == sorted(set(found), reverse=True)
+    if backend.NAME == "tensorflow" and not backend.has_gpu():
+        assert found[-1] == 16
+        assert len(found) == 16
+    else:
+        assert found == [256, 64, 16]
+    assert backend.sizes(1) == [1]
+    assert min(backend.sizes(5)) >= 1
