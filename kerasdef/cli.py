@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 app = typer.Typer(
     help="Adversarial robustness for Keras: train, judge and ship defended classifiers.",
@@ -207,7 +207,8 @@ def list_attacks() -> None:
     """The attacks that are known by name."""
     from kerasdef.catalog import ATTACKS
 
-    table = Table("name", "norms", "access", "kind", "paper")
+    name = Column("name", min_width=max(map(len, ATTACKS)))  # what the command line wants, whole
+    table = Table(name, "norms", "access", "kind", "paper")
     for name, info in ATTACKS.items():
         table.add_row(name, ", ".join(info.norms), info.access, info.kind, info.paper)
     Console().print(table)
