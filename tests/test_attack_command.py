@@ -130,6 +130,10 @@ def test_a_vote_is_attacked_whole_for_a_label_that_is_neither_true_nor_adversari
     stands = found.result.broken_by == -1
     assert np.all((said[stands] == y[stands]) | (said[stands] == 10))
     assert found.report.reject == 10
+    clean = np.array(vote(data.x_test[:100])["label"])
+    assert found.clean_accuracy == np.mean(clean == y)
+    assert found.result.clean_accuracy == np.mean((clean == y) | (clean == 10))
+    assert "not fooled" in found.text()
 
 
 def test_autoattack_runs_on_a_vote(vote):

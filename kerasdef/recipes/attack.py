@@ -45,6 +45,12 @@ class AttackRun:
     report: Report
     files: Mapping[str, Path]
 
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of the clean images that get their true label; those that are rejected do not."""
+        clean = self.report.outcome(self.report.main, "clean", "adaptive")
+        return float(np.mean(clean.predicted == clean.y))
+
     def table(self) -> pd.DataFrame:
         """One row for each attack."""
         return self.result.table
@@ -54,7 +60,8 @@ class AttackRun:
         n = len(self.result.success)
         console = Console(width=110, record=True, file=io.StringIO())
         shown = Table(title=f"{self.report.main} on {n:,} test images of {self.report.dataset}")
-        for head in ("attack", "attacked", "broken", "accuracy left", "95 % interval", "median change", "seconds"):
+        left = "accuracy left" if self.report.reject is None else "not fooled"  # rejected is not fooled
+        for head in ("attack", "attacked", "broken", left, "95 % interval", "median change", "seconds"):
             shown.add_column(head, justify="left" if head == "attack" else "right")
         shown.add_row("none", f"{n:,}", "", *_share(self.result.clean_accuracy, n), "", "")
         for row in self.result.table.to_dict("records"):
@@ -68,6 +75,8 @@ class AttackRun:
                 f"{row['seconds']:.1f}",
             )
         console.print(shown)
+        if self.report.reject is not None:
+            console.print(f"Clean images labeled right, the rejected ones counted wrong: {self.clean_accuracy:.1%}")
         for flag in self.result.flags.values():
             console.print(f"Warning: {flag}")
         return console.export_text().rstrip()
@@ -125,7 +134,8 @@ def attack(
     if chosen.kind == "minimal":
         result = _within(result, x, _norm(chosen), eps)
     report = _report(result, chosen, name, loaded, dataset, view, x, y, seed)
-    return AttackRun(result, report, {} if out is None else _save(result, report, x, y, Path(out)))
+    run = AttackRun(result, report, {})
+    return run if out is None else dataclasses.replace(run, files=_save(run, y, Path(out)))
 
 
 def _share(value: float, n: int) -> tuple[str, str]:
@@ -235,16 +245,17 @@ def _report(result, chosen, name, loaded: Loaded, dataset: Dataset, view, x, y, 
     )
 
 
-def _save(result: SequenceResult, report: Report, x, y, out: Path) -> dict[str, Path]:
+def _save(run: AttackRun, y: np.ndarray, out: Path) -> dict[str, Path]:
+    result = run.result
     files = {"examples": out / "examples.npz", "attack table": out / "attack.csv", "result": out / "attack.json"}
     np.savez_compressed(files["examples"], x_adv=result.x_adv, y=y, success=result.success, broken_by=result.broken_by)
     result.table.to_csv(files["attack table"], index=False)
     record = {
-        "clean_accuracy": result.clean_accuracy,
+        "clean_accuracy": run.clean_accuracy,
         "robust_accuracy": result.robust_accuracy,
         "n": len(y),
         "parts": result.table.to_dict("records"),
         "flags": result.flags,
     }
     files["result"].write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return {**files, **report.save(out)}
+    return {**files, **run.report.save(out)}
