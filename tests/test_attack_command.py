@@ -234,6 +234,17 @@ def test_bad_arguments_are_one_line(victim, tmp_path, arguments, message):
     assert message in " ".join(str(done.exception).split())
 
 
+def test_a_model_of_a_run_is_attacked_on_the_images_that_the_run_held_out(victim, data, tmp_path):
+    from kerasdef.recipes.loading import test_images as images_of
+
+    victim.save(tmp_path / "linear.keras")
+    (tmp_path / "run.json").write_text(json.dumps({"dataset": "digits", "test_size": 0.4, "seed": 3}))
+    wanted = data.resplit(0.4, seed=3).x_test
+    for path in (tmp_path, tmp_path / "linear.keras"):
+        np.testing.assert_array_equal(images_of("digits", load_model(path)).x_test, wanted)
+    np.testing.assert_array_equal(images_of("digits", load_model(victim)).x_test, data.x_test)
+
+
 def test_a_path_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must be a \.keras file, the folder of a finished run"):
         load_model(tmp_path)

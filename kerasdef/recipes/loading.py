@@ -66,28 +66,31 @@ def load_model(model: keras.Model | Callable | str | Path) -> Loaded:
         raise ValueError(f"`model` must be a Keras model, a callable or a path. Received: model={model!r}")
     path = Path(model)
     if path.suffix == ".keras" and path.is_file():
-        return _keras(keras.saving.load_model(path, safe_mode=True), path.stem)
+        return _keras(keras.saving.load_model(path, safe_mode=True), path.stem, _settings(path.parent))
     if (path / "saved_model.pb").is_file():
         scores, reject = served(path)
         goal = Misclassify() if reject is None else kerasdef.attacks.Evade(reject)
-        return Loaded(scores, goal, path.name, classes=reject, reject=reject)
+        return Loaded(scores, goal, path.name, classes=reject, reject=reject, settings=_settings(path.parent))
     files = sorted(path.glob("*.keras")) if path.is_dir() else []
     if len(files) == 1:
-        loaded = _keras(keras.saving.load_model(files[0], safe_mode=True), path.name)
-        record = path / RUN
-        settings = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
-        return Loaded(loaded.model, loaded.goal, loaded.name, loaded.classes, loaded.reject, settings)
+        return _keras(keras.saving.load_model(files[0], safe_mode=True), path.name, _settings(path))
     raise ValueError(
         "`model` must be a .keras file, the folder of a finished run, or the folder of a SavedModel. "
         f"Received: model={str(model)!r}"
     )
 
 
-def _keras(model: keras.Model, name: str) -> Loaded:
+def _settings(folder: Path) -> dict | None:
+    """Settings of the run in a folder, or None where there is no run."""
+    record = folder / RUN
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+
+
+def _keras(model: keras.Model, name: str, settings: dict | None = None) -> Loaded:
     model, goal = attackable(model)
     classes = model.output_shape[-1]
     reject = getattr(goal, "reject", None)
-    return Loaded(model, goal, name, classes if reject is None else classes - 1, reject)
+    return Loaded(model, goal, name, classes if reject is None else classes - 1, reject, settings)
 
 
 def test_images(dataset: str | Path | Dataset, loaded: Loaded) -> Dataset:
