@@ -366,8 +366,8 @@ def machine() -> dict:
     }
 
 
-def measure(quick: bool, only: list[str]) -> dict:
-    """Everything, as one JSON value."""
+def measure(quick: bool, only: list[str], path: Path | None) -> dict:
+    """Everything, as one JSON value; what there is so far is written to `path` after every model."""
     began = time.perf_counter()
     found: dict = {"machine": machine(), "batch": BATCH, "models": [], "memory": []}
 
@@ -400,12 +400,19 @@ def measure(quick: bool, only: list[str]) -> dict:
             if kind == "plain" and case.name.startswith(f"PGD-{STEPS}, all"):
                 rows[-1]["peers"] |= pgd_by_hand(rows[-1]["kerasdef"], model, x, y, eps, repeats)
         found["models"].append(facts | {"eps": eps, "n": n, "gradient_seconds": gradients[n], "rows": rows})
+        write(found, path)
     if not only:
         for n in (2_000, 10_000) if quick else (10_000, 60_000):
             found["memory"].append(memory(n, mnist.input_shape))
         note("memory measured")
     found["seconds_in_all"] = time.perf_counter() - began
     return found
+
+
+def write(found: dict, path: Path | None) -> None:
+    """Keep what was measured, where a file was asked for."""
+    if path:
+        path.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def _mark(value: float, limit: float | None, at_most: bool = False) -> str:
@@ -476,10 +483,9 @@ def main() -> None:
     if options.memory:
         memory_child(options.memory, tuple(int(s) for s in options.shape.split(",")))
         return
-    found = measure(options.quick, options.only)
+    found = measure(options.quick, options.only, options.json)
     show(found)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
+    write(found, options.json)
 
 
 if __name__ == "__main__":
