@@ -140,7 +140,7 @@ class StepAttack(Attack):
     def _run(self, model, x, y, batch_size, seed, show) -> tuple[np.ndarray, np.ndarray]:
         start, advance = self._programs(model)
         sizes = backend.sizes(batch_size)  # as samples leave, the tail of a run goes on in a smaller pool
-        numbers = {name: _spread(name, value, len(x)) for name, value in self.parameters.items()}
+        numbers = {name: spread(name, value, len(x)) for name, value in self.parameters.items()}
         pool = _Pool(x, y, numbers, seed, start, sizes)
         out, spent = np.array(x), np.zeros(len(x), dtype="int64")
         with progress.bar(type(self).__name__, len(x), show=show) as tick:
@@ -187,14 +187,14 @@ def _move(attack, model, x, y, state: State) -> State:
     return attack.step(model, x, y, state) | {"moves": state["moves"] + 1}
 
 
-def _spread(name: str, value, n: int) -> np.ndarray:
+def spread(name: str, value, n: int) -> np.ndarray:
     """One float32 per sample from a number or from n numbers."""
     values = np.asarray(value, dtype="float32")
     if values.ndim and len(values) != n:
         raise ValueError(
             f"`{name}` must be a number or one for each of the {n} samples. Received: {len(values)} values"
         )
-    return np.broadcast_to(values, (n,))
+    return np.full(n, values, dtype="float32")
 
 
 class _Pool:

@@ -11,7 +11,8 @@ import numpy as np
 
 from kerasdef import checks, losses, norms
 from kerasdef import random as draws
-from kerasdef.attacks.queries import QueryAttack, add_up, on_rows, pieces, spread, tall
+from kerasdef.attacks.engine import spread
+from kerasdef.attacks.queries import QueryAttack, add_up, on_rows, pieces, tall
 from kerasdef.norms import Linf, Norm
 
 _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # Adam's defaults (Kingma and Ba, 2015)

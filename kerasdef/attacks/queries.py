@@ -319,16 +319,6 @@ class QueryAttack(Attack):
 # -- many numbers for one sample ---------------------------------------------------------------------------------
 
 
-def spread(name: str, value, n: int) -> np.ndarray:
-    """One float32 per sample from a number or from n numbers."""
-    values = np.asarray(value, dtype="float32")
-    if values.ndim and len(values) != n:
-        raise ValueError(
-            f"`{name}` must be a number or one for each of the {n} samples. Received: {len(values)} values"
-        )
-    return np.full(n, values, dtype="float32")
-
-
 def on_rows(function: Callable, *arrays: np.ndarray) -> np.ndarray:
     """Apply a function of tensors (n, ...) to arrays, at few different n: JAX compiles every one anew."""
     n = len(arrays[0])

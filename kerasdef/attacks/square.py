@@ -11,7 +11,8 @@ import numpy as np
 
 from kerasdef import checks, norms
 from kerasdef import random as draws
-from kerasdef.attacks.queries import QueryAttack, spread, tall
+from kerasdef.attacks.engine import spread
+from kerasdef.attacks.queries import QueryAttack, tall
 from kerasdef.norms import L1, L2, Linf, Norm
 
 # share of the budget after which the share of changed pixels is halved (paper, section 5: of 10,000 queries)
