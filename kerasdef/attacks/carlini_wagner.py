@@ -10,12 +10,11 @@ from keras import ops
 
 from kerasdef import checks, losses, norms
 from kerasdef.attacks.engine import StepAttack, select
+from kerasdef.attacks.tanh_space import adam, free, image
 
-_INSIDE = 0.999999  # tanh never reaches the bounds: images are pulled in by this factor (authors' code)
 _WITHOUT_END = 1e10  # upper end of the search before c has been too large once (authors' code)
 _STALL = 0.9999  # a loss above this share of the last look's has stalled (authors' code)
 _LOOK = 10  # fewest steps between two looks: a few steps of Adam may rise before they fall
-_BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # Adam's defaults (Kingma and Ba, 2015)
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,17 +64,9 @@ class CarliniWagner(StepAttack):
         """Steps between two looks at who is done."""
         return min(50, self.steps_in_all)
 
-    def _image(self, w):
-        low, high = self.bounds
-        return (ops.tanh(w) + 1.0) * ((high - low) / 2) + low
-
-    def _tanh_space(self, x):
-        low, high = self.bounds
-        return ops.arctanh(((x - low) * (2 / (high - low)) - 1.0) * _INSIDE)
-
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
-        w = self._tanh_space(x)
+        w = free(x, self.bounds)
         none = ops.zeros_like(ops.cast(y, "float32"))
         return {
             "w": w,
@@ -98,7 +89,7 @@ class CarliniWagner(StepAttack):
         c = state["c"]
 
         def objective(call, w):
-            z = self._image(w)
+            z = image(w, self.bounds)
             logits = call(z)
             gain = self.goal.value(losses.margin, logits, y)
             size = ops.sum(ops.square(norms.flatten(z - x)), axis=1)
@@ -110,11 +101,7 @@ class CarliniWagner(StepAttack):
         found = ops.logical_or(state["found"], hit)
 
         t = state["t"] + 1
-        time = norms.per_sample(ops.cast(t, "float32"), x)
-        m = _BETA1 * state["m"] + (1 - _BETA1) * grad
-        v = _BETA2 * state["v"] + (1 - _BETA2) * ops.square(grad)
-        rate = self.learning_rate * ops.sqrt(1 - _BETA2**time) / (1 - _BETA1**time)
-        w = state["w"] - rate * m / (ops.sqrt(v) + _TINY)
+        w, m, v = adam(state["w"], grad, state["m"], state["v"], t, self.learning_rate)
 
         looks = t % max(_LOOK, self.steps // 10) == 0
         stalled = ops.logical_and(looks, value > _STALL * state["last"])
@@ -127,7 +114,7 @@ class CarliniWagner(StepAttack):
         following = ops.where(high < _WITHOUT_END, (low + high) / 2, c * 10)
         search = state["search"] + ops.cast(over, "int32")
         return {
-            "w": select(over, self._tanh_space(x), w),
+            "w": select(over, free(x, self.bounds), w),
             "m": select(over, ops.zeros_like(m), m),
             "v": select(over, ops.zeros_like(v), v),
             "t": ops.where(over, 0, t),

@@ -11,13 +11,12 @@ from keras import ops
 
 from kerasdef import checks, losses, norms
 from kerasdef.attacks.engine import StepAttack, select
+from kerasdef.attacks.tanh_space import adam, free, image
 
-_INSIDE = 0.999999  # tanh never reaches the bounds: images are pulled in by this factor (authors' code)
 _SMALLEST = 1 / 256  # of the range: no smaller tau is tried (authors' code)
 _NEAR = 1e-4  # a loss below this share of c has nothing left of either term (authors' code)
 _STALL = 0.9999  # a loss above this share of the last look's has stalled (authors' L2 code)
 _LOOK = 10  # fewest steps between two looks: a few steps of Adam may rise before they fall
-_BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # Adam's defaults (Kingma and Ba, 2015)
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,17 +75,9 @@ class CarliniWagnerLinf(StepAttack):
         """Steps between two looks at who is done."""
         return min(50, self.steps_in_all)
 
-    def _image(self, w):
-        low, high = self.bounds
-        return (ops.tanh(w) + 1.0) * ((high - low) / 2) + low
-
-    def _tanh_space(self, x):
-        low, high = self.bounds
-        return ops.arctanh(((x - low) * (2 / (high - low)) - 1.0) * _INSIDE)
-
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
-        w = self._tanh_space(x)
+        w = free(x, self.bounds)
         none = ops.zeros_like(ops.cast(y, "float32"))
         return {
             "w": w,
@@ -106,7 +97,7 @@ class CarliniWagnerLinf(StepAttack):
         c, tau = state["c"], state["tau"]
 
         def objective(call, w):
-            z = self._image(w)
+            z = image(w, self.bounds)
             logits = call(z)
             gain = self.goal.value(losses.margin, logits, y)
             change = ops.abs(norms.flatten(z - x))
@@ -121,11 +112,7 @@ class CarliniWagnerLinf(StepAttack):
         adv = select(better, z, state["adv"])
 
         t = state["t"] + 1
-        time = norms.per_sample(ops.cast(t, "float32"), x)
-        m = _BETA1 * state["m"] + (1 - _BETA1) * grad
-        v = _BETA2 * state["v"] + (1 - _BETA2) * ops.square(grad)
-        rate = self.learning_rate * ops.sqrt(1 - _BETA2**time) / (1 - _BETA1**time)
-        w = state["w"] - rate * m / (ops.sqrt(v) + _TINY)
+        w, m, v = adam(state["w"], grad, state["m"], state["v"], t, self.learning_rate)
 
         won = ops.logical_and(hit, ops.logical_or(value < _NEAR * c, size <= tau))
         looks = t % max(_LOOK, self.steps // 10) == 0
@@ -139,7 +126,7 @@ class CarliniWagnerLinf(StepAttack):
         tau = ops.where(won, self.shrink * ops.minimum(tau, smallest), tau)
         through = ops.logical_or(c > self.largest_c, tau < _SMALLEST * (self.bounds[1] - self.bounds[0]))
         return {
-            "w": select(over, self._tanh_space(adv), w),  # adv is x until there is something better
+            "w": select(over, free(adv, self.bounds), w),  # adv is x until there is something better
             "m": select(over, ops.zeros_like(m), m),
             "v": select(over, ops.zeros_like(v), v),
             "t": ops.where(over, 0, t),

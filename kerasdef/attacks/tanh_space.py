@@ -1,0 +1,45 @@
+"""What the Carlini and Wagner attacks share: images as tanh of free variables, and steps of Adam on these."""
+
+from __future__ import annotations
+
+from keras import ops
+
+from kerasdef import norms
+
+_INSIDE = 0.999999  # tanh never reaches the bounds: images are pulled in by this factor (authors' code)
+_BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # Adam's defaults (Kingma and Ba, 2015)
+
+
+def image(w, bounds: tuple[float, float]):
+    """Images of free variables, of the same shape (n, ...), within the bounds."""
+    low, high = bounds
+    return (ops.tanh(w) + 1.0) * ((high - low) / 2) + low
+
+
+def free(x, bounds: tuple[float, float]):
+    """Free variables of images, of the same shape (n, ...)."""
+    low, high = bounds
+    return ops.arctanh(((x - low) * (2 / (high - low)) - 1.0) * _INSIDE)
+
+
+def adam(w, grad, m, v, t, learning_rate: float):
+    """One step of Adam down a gradient, each sample by its own count.
+
+    Args:
+        w: Variables of shape (n, ...).
+        grad: Their gradient.
+        m: First moment.
+        v: Second moment.
+        t: Steps taken with this one, integers of shape (n,), at least 1.
+        learning_rate: Of Adam.
+
+    Returns:
+        `(w, m, v)`.
+
+    References: Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980 (Algorithm 1).
+    """
+    time = norms.per_sample(ops.cast(t, "float32"), w)
+    m = _BETA1 * m + (1 - _BETA1) * grad
+    v = _BETA2 * v + (1 - _BETA2) * ops.square(grad)
+    rate = learning_rate * ops.sqrt(1 - _BETA2**time) / (1 - _BETA1**time)
+    return w - rate * m / (ops.sqrt(v) + _TINY), m, v
