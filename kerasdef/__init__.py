@@ -6,6 +6,7 @@ Public names load on first use, so `import kerasdef` does not import TensorFlow.
 import importlib
 
 from kerasdef._version import __version__ as __version__
+from kerasdef.catalog import METHODS as _METHODS
 
 _PUBLIC = {
     "load_dataset": "kerasdef.datasets",
@@ -14,6 +15,8 @@ _PUBLIC = {
     "attack": "kerasdef.recipes.attack:attack",
     "gma_victims": "kerasdef.recipes.victims:gma_victims",
     "train_mia": "kerasdef.recipes.mia:train",
+    "train_robust": "kerasdef.recipes.robust:train",
+    **{f"train_{name}": f"kerasdef.recipes.robust:train_{name}" for name in _METHODS},
 }
 _PACKAGES = (
     "attacks",
@@ -25,6 +28,7 @@ _PACKAGES = (
     "losses",
     "recipes",
     "testing",
+    "training",
 )
 
 __all__ = sorted(["__version__", *_PUBLIC, *_PACKAGES])

@@ -47,3 +47,28 @@ ATTACKS = {
     "hop_skip_jump": AttackInfo("HopSkipJump", ("l2", "linf"), _BLACK, "minimal", "Chen et al., 2020"),
     "zoo": AttackInfo("ZOO", ("l2",), _BLACK, "minimal", "Chen et al., 2017"),
 }
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A way to train a robust classifier, in a list.
+
+    Args:
+        summary: What it does, in a sentence.
+        paper: Source.
+    """
+
+    summary: str
+    paper: str
+
+
+METHODS = {
+    "standard": MethodInfo("Cross-entropy on clean images: the baseline without a defense.", ""),
+    "pgd": MethodInfo("Adversarial training on PGD images.", "Madry et al., 2018"),
+    "trades": MethodInfo("Clean loss and the divergence of the outputs around each image.", "Zhang et al., 2019"),
+    "mart": MethodInfo("Adversarial training that weighs images the model is unsure of.", "Wang et al., 2020"),
+    "fast": MethodInfo("One step from a random start, guarded against its collapse.", "Wong et al., 2020"),
+    "ensemble": MethodInfo("One step on other trained networks and on the model in turn.", "Tramer et al., 2018"),
+    "distillation": MethodInfo("Defensive distillation at a high temperature.", "Papernot et al., 2016"),
+    "multistage": MethodInfo("TRADES with AutoPGD in stages of growing radius and effort.", "Wen et al., 2025"),
+}

@@ -17,6 +17,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from kerasdef.catalog import ATTACKS, METHODS, MethodInfo
+
 app = typer.Typer(
     help="Adversarial robustness for Keras: train, judge and ship defended classifiers.",
     no_args_is_help=True,
@@ -138,6 +140,72 @@ def train_mia(
     _paths(result.files)
 
 
+def _training_command(name: str, info: MethodInfo):
+    """The command of one method of robust training; all have the same options."""
+
+    def command(
+        dataset: Annotated[
+            str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, gtsrb, or an .npz file.")
+        ] = "digits",
+        out: Annotated[Path | None, typer.Option(help="Folder for the run; a killed run goes on from there.")] = None,
+        model: Annotated[Path | None, typer.Option(help="Your own classifier, a .keras file, to go on from.")] = None,
+        network: Annotated[str | None, typer.Option(help="Name of a network; default: the method's.")] = None,
+        eps: Annotated[str | None, typer.Option(help="Radius in input units, such as 8/255 or 0.3.")] = None,
+        norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
+        epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+        batch_size: Annotated[int | None, typer.Option(help="Images in a batch.")] = None,
+        learning_rate: Annotated[float, typer.Option(help="Of Adam at the start.")] = 1e-3,
+        weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.0,
+        average: Annotated[bool, typer.Option(help="Average the weights over about an epoch.")] = True,
+        augment: Annotated[bool | None, typer.Option(help="Shift and flip images; default: CIFAR-10 only.")] = None,
+        precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+        valid_size: Annotated[float, typer.Option(help="Share of the training images held out.")] = 0.05,
+        n_train: Annotated[int | None, typer.Option(help="Training images to use; default: all.")] = None,
+        n_test: Annotated[int, typer.Option(help="Most test images to attack.")] = 1000,
+        autoattack: Annotated[bool, typer.Option(help="Run the standard AutoAttack.")] = True,
+        settings: Annotated[
+            list[str] | None, typer.Option("--set", help="A setting of the method, as name=value; may be given again.")
+        ] = None,
+        seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
+    ) -> None:
+        given = dict(
+            network=network,
+            eps=None if eps is None else _fraction(eps, "eps"),
+            norm=norm,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            average=average,
+            augment=augment,
+            precision=precision,
+            valid_size=valid_size,
+            n_train=n_train,
+            n_test=n_test,
+            autoattack=autoattack,
+            seed=seed,
+            out=out,
+            **dict(_setting(text) for text in settings or ()),
+        )
+        _load_backend()
+        from kerasdef.recipes import robust
+
+        if model is not None:
+            from kerasdef.recipes.loading import read_keras
+
+            given["model"] = read_keras(model)
+        result = robust.train(name, dataset, **given)
+        print(result.report.table())
+        _paths(result.files)
+
+    command.__doc__ = f"{info.summary} {info.paper}".strip()
+    train_app.command(name)(command)
+
+
+for _name, _info in METHODS.items():
+    _training_command(_name, _info)
+
+
 @app.command("attack")
 def attack_model(
     model: Annotated[Path, typer.Argument(help="A .keras file, the folder of a run, or a SavedModel (black box).")],
@@ -205,12 +273,19 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> Non
 @list_app.command("attacks")
 def list_attacks() -> None:
     """The attacks that are known by name."""
-    from kerasdef.catalog import ATTACKS
-
     name = Column("name", min_width=max(map(len, ATTACKS)))  # what the command line wants, whole
     table = Table(name, "norms", "access", "kind", "paper")
     for name, info in ATTACKS.items():
         table.add_row(name, ", ".join(info.norms), info.access, info.kind, info.paper)
+    Console().print(table)
+
+
+@list_app.command("methods")
+def list_methods() -> None:
+    """The ways to train a robust classifier."""
+    table = Table("name", "what it does", "paper")
+    for name, info in METHODS.items():
+        table.add_row(name, info.summary, info.paper)
     Console().print(table)
 
 

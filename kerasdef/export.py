@@ -19,10 +19,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasdef import backend, checks
+from kerasdef import backend, checks, models
 
 FORMATS = ("saved_model", "keras")
 FACTS = Path("assets.extra", "kerasdef.json")  # TensorFlow's place for files of others in a SavedModel
+_PLAIN = {"label", "probabilities"}  # outputs of a classifier without a vote
 PROBABILITY_TOLERANCE = 1e-4  # float32 sums in another order: another graph, another backend
 
 
@@ -32,8 +33,18 @@ def _probe(model: keras.Model, n: int = 64) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
 
 
+def _answers(model: keras.Model) -> keras.Model:
+    """The model with named outputs: its own, or the label and the probabilities of a plain classifier."""
+    images = keras.Input(model.input_shape[1:])
+    if isinstance(model(images), dict):
+        return model
+    logits = models.logits_view(model)(images)
+    label = ops.cast(ops.argmax(logits, axis=-1), "int64")
+    return keras.Model(images, {"label": label, "probabilities": ops.softmax(ops.cast(logits, "float32"))})
+
+
 def _outputs(model: keras.Model, x: np.ndarray) -> dict[str, np.ndarray]:
-    found = model(ops.convert_to_tensor(x), training=False)
+    found = _answers(model)(ops.convert_to_tensor(x), training=False)
     return {k: ops.convert_to_numpy(v) for k, v in found.items()}
 
 
@@ -46,7 +57,7 @@ def _compare(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], what: 
         raise RuntimeError(f"{what} differs from the live model: probabilities by up to {gap:.2g}.")
     ordered = np.sort(wanted["probabilities"], axis=1)
     sure = ordered[:, -1] - ordered[:, -2] > 10 * PROBABILITY_TOLERANCE
-    for name in ("label", "is_adversarial", "votes"):
+    for name in sorted(set(wanted) - {"probabilities"}):
         if not np.array_equal(found[name][sure], wanted[name][sure]):
             raise RuntimeError(f"{what} differs from the live model in {name!r}.")
 
@@ -54,7 +65,7 @@ def _compare(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], what: 
 def _write_saved_model(model: keras.Model, path: Path) -> None:
     import tensorflow as tf
 
-    shape = tuple(model.input_shape[1:])
+    shape, model = tuple(model.input_shape[1:]), _answers(model)
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint(
@@ -107,10 +118,12 @@ def served(path: str | Path) -> tuple[Callable, int | None]:
         found = call(x)
         if len(found) == 1:
             return next(iter(found.values()))
+        if set(found) == _PLAIN:
+            return found["probabilities"]
         return found["votes"] + 0.5 * found["probabilities"]  # as in `decide`
 
     scores.signature = loaded  # the SavedModel lives as long as the callable
-    if len(outputs) == 1:
+    if len(outputs) == 1 or set(outputs) == _PLAIN:
         return scores, None
     if not {"votes", "probabilities", "is_adversarial"} <= set(outputs):
         raise ValueError(f"The SavedModel must have one output, or those of a vote. Received: {sorted(outputs)}")
@@ -139,7 +152,8 @@ def export(model: keras.Model, path: str | Path, *, to: str = "saved_model") -> 
     """Write a defended model and check that what was written decides as the live one.
 
     Args:
-        model: A model with the outputs of `kerasdef.defenses.Vote`.
+        model: A model with the outputs of `kerasdef.defenses.Vote`, or a classifier; its SavedModel gives `label` and
+            `probabilities`.
         path: A folder for "saved_model", a file ending in .keras for "keras". Replaced if it is there.
         to: "saved_model": signatures `serving_default` (float32 images in [0, 1]) and `serving_uint8` (uint8 images),
             both with named outputs; runs without kerasdef. "keras": loads with kerasdef imported, in safe mode.
@@ -196,11 +210,11 @@ def export_run(run: str | Path, *, to: str = "saved_model", out: str | Path | No
 
     run = Path(run)
     checks.one_of("to", to, FORMATS)
-    found = [run] if run.suffix == ".keras" and run.is_file() else sorted(run.glob("mia.keras"))
-    found = found or sorted(run.glob("*/mia.keras"))
+    found = [run] if run.suffix == ".keras" and run.is_file() else sorted(run.glob("*.keras"))
+    found = found or sorted(run.glob("*/*.keras"))
     if not found:
         raise ValueError(
-            f"`run` must be the folder of a finished run (with a mia.keras) or a .keras file. "
+            f"`run` must be the folder of a finished run (with a .keras file in it) or a .keras file. "
             f"Received: run={str(run)!r}"
         )
     written = {}

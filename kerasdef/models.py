@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -18,6 +19,13 @@ from kerasdef import backend
 
 _VIEWS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _FORWARD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Untracked:
+    """Models that belong to another one but are not trained with it: in here Keras does not find their weights."""
+
+    models: tuple[keras.Model, ...]
 
 
 class _WithoutActivation(keras.layers.Layer):
@@ -110,7 +118,7 @@ def logits_of(model: keras.Model) -> Callable:
     below 1e-30 the gradient is lost. Attacks go through `logits_view`.
     """
     single = model.output_shape[-1] == 1
-    squashed = logits_view(model) is not model and _activation_name(model.outputs[0]._keras_history[0]) != "linear"
+    squashed = not gives_logits(model)
 
     def to_logits(outputs):
         z = ops.cast(outputs, "float32")
@@ -121,6 +129,14 @@ def logits_of(model: keras.Model) -> Callable:
         return ops.concatenate([ops.zeros_like(z), z], axis=-1) if single else z
 
     return to_logits
+
+
+def gives_logits(model: keras.Model) -> bool:
+    """Whether the outputs of a classifier are logits (or one logit) rather than probabilities."""
+    if logits_view(model) is model:
+        return True
+    last = model.outputs[0]._keras_history[0]
+    return not isinstance(last, keras.layers.Softmax) and _activation_name(last) == "linear"
 
 
 def named_views(models: list[keras.Model]) -> list[keras.Model]:

@@ -9,6 +9,7 @@ import keras
 from keras import layers
 
 from kerasdef import checks
+from kerasdef.blocks import Denoising, Orthonormal
 
 
 def _seeds(seed: int):
@@ -76,29 +77,62 @@ def eat3(input_shape, outputs: int = 11, *, seed: int = 0) -> keras.Sequential:
     return _eat("eat3", input_shape, outputs, seed, "gelu", (64, 32), 1, 3, 7)
 
 
+def _cnn(name, input_shape, outputs, seed, *, parseval=False, denoise=None) -> keras.Sequential:
+    """The CNN of the iar paper, and what other papers put into it."""
+    checks.positive_int("outputs", outputs)
+    seeds = _seeds(seed)
+
+    def kernel(size):
+        if not parseval:
+            return {"kernel_initializer": keras.initializers.GlorotUniform(seed=next(seeds))}
+        # starts where the constraint leads to
+        start = keras.initializers.Orthogonal(gain=1 / size, seed=next(seeds))
+        return {"kernel_initializer": start, "kernel_constraint": Orthonormal()}
+
+    def denoising():
+        return [] if denoise is None else [Denoising(denoise)]
+
+    stack = [
+        *_start(name, input_shape, 8),
+        layers.Conv2D(32, 3, padding="same", activation="relu", **kernel(3)),
+        layers.MaxPooling2D(2),
+        *denoising(),
+        layers.Conv2D(64, 3, padding="same", activation="relu", **kernel(3)),
+        *denoising(),
+        layers.MaxPooling2D(2),
+        layers.Dropout(0.25, seed=next(seeds)),
+        layers.Flatten(),
+        layers.Dense(1024, activation="relu", **kernel(1)),
+        layers.Dense(outputs, kernel_initializer=keras.initializers.GlorotUniform(seed=next(seeds))),
+    ]
+    return keras.Sequential(stack, name=name)
+
+
 def cnn11(input_shape, outputs: int = 11, *, seed: int = 0) -> keras.Sequential:
     """CNN of the iar paper: conv 32, pool, conv 64, pool, dropout 0.25, dense 1024. Arguments as in `target_dnn`.
 
     References: iar paper, section on the model.
     """
-    checks.positive_int("outputs", outputs)
-    seeds = _seeds(seed)
+    return _cnn("cnn11", input_shape, outputs, seed)
 
-    def glorot():
-        return keras.initializers.GlorotUniform(seed=next(seeds))
 
-    stack = [
-        *_start("cnn11", input_shape, 8),
-        layers.Conv2D(32, 3, padding="same", activation="relu", kernel_initializer=glorot()),
-        layers.MaxPooling2D(2),
-        layers.Conv2D(64, 3, padding="same", activation="relu", kernel_initializer=glorot()),
-        layers.MaxPooling2D(2),
-        layers.Dropout(0.25, seed=next(seeds)),
-        layers.Flatten(),
-        layers.Dense(1024, activation="relu", kernel_initializer=glorot()),
-        layers.Dense(outputs, kernel_initializer=glorot()),
-    ]
-    return keras.Sequential(stack, name="cnn11")
+def parseval_cnn(input_shape, outputs: int = 10, *, seed: int = 0) -> keras.Sequential:
+    """The layers of `cnn11` with `Orthonormal` kernels, all but the last. Arguments as in `target_dnn`, from 8x8.
+
+    References: Cisse et al., 2017, https://arxiv.org/abs/1704.08847.
+    """
+    return _cnn("parseval_cnn", input_shape, outputs, seed, parseval=True)
+
+
+def denoising_cnn(input_shape, outputs: int = 10, *, seed: int = 0) -> keras.Sequential:
+    """The layers of `cnn11` with two non-local `Denoising` blocks. Arguments as in `target_dnn`, from 8x8.
+
+    Both stand at half the size of the image, behind the first pool and behind the second convolution: at full size
+    the first one would cost sixteen times as much.
+
+    References: Xie et al., 2019, https://arxiv.org/abs/1812.03411.
+    """
+    return _cnn("denoising_cnn", input_shape, outputs, seed, denoise="nonlocal")
 
 
 def _vgg(name, input_shape, outputs, seed, blocks, dense) -> keras.Sequential:
@@ -195,7 +229,45 @@ def resnet50(input_shape, outputs: int = 10, *, seed: int = 0) -> keras.Model:
     return _resnet("resnet50", input_shape, outputs, seed, ((3, 64), (4, 128), (6, 256), (3, 512)), True)
 
 
-NETWORKS = {f.__name__: f for f in (target_dnn, eat1, eat2, eat3, cnn11, vgg7, vgg16, resnet32, resnet50)}
+def preact_resnet18(input_shape, outputs: int = 10, *, seed: int = 0, width: int = 64) -> keras.Model:
+    """Pre-activation ResNet18 with a 3x3 stem of stride 1 for small images: four stages of two blocks.
+
+    Args:
+        input_shape: (height, width, channels), at least 8x8.
+        outputs: Number of classes.
+        seed: Of the initial weights.
+        width: Filters of the first stage; each later stage has twice those of the one before.
+
+    References: He et al., 2016, https://arxiv.org/abs/1603.05027 (figure 4 e); depths of He et al., 2016, table 1.
+    """
+    checks.positive_int("outputs", outputs)
+    checks.positive_int("width", width)
+    seeds = _seeds(seed)
+
+    def conv(z, filters, size, stride=1):
+        he = keras.initializers.HeNormal(seed=next(seeds))
+        return layers.Conv2D(filters, size, stride, padding="same", use_bias=False, kernel_initializer=he)(z)
+
+    def activated(z):
+        return layers.ReLU()(layers.BatchNormalization()(z))
+
+    def block(z, filters, stride):
+        ready = activated(z)
+        short = z if stride == 1 and z.shape[-1] == filters else conv(ready, filters, 1, stride)
+        return layers.Add()([conv(activated(conv(ready, filters, 3, stride)), filters, 3), short])
+
+    (inputs,) = _start("preact_resnet18", input_shape, 8)
+    z = conv(inputs, width, 3)
+    for i in range(4):
+        z = block(block(z, width * 2**i, 2 if i else 1), width * 2**i, 1)
+    z = layers.GlobalAveragePooling2D()(activated(z))
+    logits = layers.Dense(outputs, kernel_initializer=keras.initializers.HeNormal(seed=next(seeds)))(z)
+    return keras.Model(inputs, logits, name="preact_resnet18")
+
+
+_PAPERS = (target_dnn, eat1, eat2, eat3, cnn11, vgg7, vgg16, resnet32, resnet50)
+_ROBUST = (parseval_cnn, denoising_cnn, preact_resnet18)  # what adversarial training is compared with, and done on
+NETWORKS = {f.__name__: f for f in _PAPERS + _ROBUST}
 
 
 def build(name: str, input_shape, outputs: int, *, seed: int = 0) -> keras.Model:

@@ -19,7 +19,7 @@ FRAMEWORKS = {"tensorflow", "jax"}
 LEVELS = [
     {"_version", "backend", "catalog"},
     {"norms", "losses", "random", "progress", "checks"},
-    {"models", "networks"},
+    {"models", "networks", "blocks"},
     {"attacks", "datasets"},
     {"training", "defenses"},
     {"evaluation", "export"},

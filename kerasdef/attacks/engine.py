@@ -111,7 +111,7 @@ class StepAttack(Attack):
 
     # -- inside a training step ---------------------------------------------------------------------------------
 
-    def perturb(self, model: keras.Model, x, y, seeds):
+    def perturb(self, model: keras.Model, x, y, seeds, parameters: dict | None = None):
         """Adversarial images for a batch: pure and traceable, for use inside training steps.
 
         Unlike a call, it takes all its steps for every sample, also for those that are misclassified from the start.
@@ -121,6 +121,7 @@ class StepAttack(Attack):
             x: Tensor of shape (n, ...), float32, within `bounds`.
             y: Tensor of shape (n,), integers.
             seeds: Tensor of shape (n,), integers: one seed per sample.
+            parameters: Tensors of shape (n,) in the place of some of `parameters`, such as a radius that grows.
 
         Returns:
             Tensor of the shape of x.
@@ -129,7 +130,7 @@ class StepAttack(Attack):
         numbers = {
             name: ops.broadcast_to(ops.convert_to_tensor(np.float32(value)), (n,))
             for name, value in self.parameters.items()
-        }
+        } | (parameters or {})
         state = self.init(model, x, y, seeds, numbers)
         state["moves"] = ops.zeros_like(state["done"], dtype="int32")
         state = backend.loop(self.steps_in_all, lambda s: _move(self, model, x, y, s), state)

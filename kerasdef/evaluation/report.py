@@ -59,6 +59,7 @@ class Report:
         dataset: Name of the data set.
         phases: Wall time in seconds of each phase. Kept apart from the results.
         history: Keras history (loss, accuracy, val_loss, val_accuracy) by model or cycle name.
+        costs: What training cost, by model: `gradients` (evaluations of single images), `seconds`, `peak_bytes`.
         examples: `images` (m, h, w, c) clean, `attacks` {name: (m, h, w, c)}, `labels` (m,) and `predicted`
             {name: (m,)} by the target; or empty.
         notes: What a reader should know.
@@ -83,6 +84,7 @@ class Report:
         dataset: str = "",
         phases: Mapping[str, float] | None = None,
         history: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+        costs: Mapping[str, Mapping[str, float]] | None = None,
         examples: Mapping | None = None,
         notes: Sequence[str] = (),
         flags: Sequence[str] = (),
@@ -103,6 +105,7 @@ class Report:
         self.dataset = str(dataset)
         self.phases = {str(k): float(v) for k, v in (phases or {}).items()}
         self.history = _plain({k: dict(v) for k, v in (history or {}).items()}, "history")
+        self.costs = _plain({k: dict(v) for k, v in (costs or {}).items()}, "costs")
         self.examples = _check_examples(examples)
         self.notes = [str(v) for v in notes]
         self.flags = [str(v) for v in flags]
@@ -224,6 +227,23 @@ class Report:
                 row = measure(None, _take(o, radii == value), self.rejects(o.model), column)
                 rows.append({"model": o.model, "radius": float(value)} | {name: row[name] for name in names})
         return pd.DataFrame(rows, columns=["model", "radius", *names])
+
+    def by_class(self, model: str, column: str = "adaptive") -> pd.DataFrame:
+        """One row per class: images, and the share withstood of clean images and under each attack of a column."""
+        checks.one_of("model", model, self.models)
+        found = {CLEAN: self.clean(model, column)} if self.clean(model, column) else {}
+        found |= {name: self.outcome(model, name, column) for name in self.attacks(column, model)}
+        if not found:
+            raise ValueError(f"`column` must have outcomes of the model {model!r}. Received: column={column!r}")
+        first = next(iter(found.values()))
+        rows = []
+        for label, name in enumerate(self.class_names):
+            row = {"class": name, "n": int(np.sum(first.y == label))}
+            for attack, o in found.items():
+                good = o.predicted == o.y if attack == CLEAN else withstood(o, self.rejects(model))
+                row[attack] = _mean(good[o.y == label])
+            rows.append(row)
+        return pd.DataFrame(rows)
 
     def worst_case(self, model: str, column: str = "adaptive") -> dict[str, float]:
         """Share of images that no attack of the column broke.
@@ -359,7 +379,7 @@ class Report:
             width: Characters per line.
         """
         models = self.shown if models is None else [checks.one_of("models", m, self.models) for m in models]
-        parts = [self._headline(), *self._paper_tables(models), self._adaptive_table(models)]
+        parts = [self._headline(), *self._paper_tables(models), self._adaptive_table(models), self._cost_table()]
         console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None, emoji=False)
         about = [f"{self.dataset or 'data'}: {self.classes} classes, seed {self.seed}. Shares in %, [95 % Wilson]."]
         for part in [*about, *[p for p in parts if p is not None], *[f"Flag: {f}" for f in self.flags]]:
@@ -470,6 +490,15 @@ class Report:
                 )
         return table
 
+    def _cost_table(self) -> Table | None:
+        if not self.costs:
+            return None
+        table = _table("Cost of training", "model", "gradients of images", "seconds", "peak memory, MiB")
+        for model, cost in self.costs.items():
+            numbers = f"{cost['gradients']:,.0f}", f"{cost['seconds']:,.0f}", f"{cost['peak_bytes'] / 2**20:,.0f}"
+            table.add_row(*_texts(model, *numbers))
+        return table
+
     def _cell(self, model: str, attack: str, column: str, name: str) -> str:
         return percent(self._row(model, attack, column), name) if attack in self.attacks(column, model) else "-"
 
@@ -528,6 +557,11 @@ class Report:
                 c: {a: t.to_dict("records") for a in self.attacks(c) if len(t := self.by_radius(a, c))} for c in COLUMNS
             },
             comparisons=self.comparisons().to_dict("records"),
+            classes={
+                c: (self.main, self.by_class(self.main, c).to_dict("records"))
+                for c in COLUMNS
+                if self.attacks(c, self.main)
+            },
             total=sum(self.phases.values()),
         )
 
@@ -569,6 +603,7 @@ class Report:
             "flags",
         )
         kept = {name: record[name] for name in (*names, "phases", "versions", "machine")}
+        kept["costs"] = record.get("costs")  # reports of earlier versions have none
         return cls(outcomes, examples=_unflat(found, record["examples"]), **kept)
 
     def _npz(self) -> bytes:
@@ -593,6 +628,7 @@ class Report:
         record |= {
             "examples": names,
             "phases": self.phases,
+            "costs": self.costs,
             "versions": self.versions,
             "machine": self.machine,
         }
@@ -605,6 +641,10 @@ def percent(row: Mapping[str, float], name: str, interval: str | None = None) ->
     if interval is None or text == "-":
         return text
     return f"{text} [{_percent(row[interval + '_low'])}, {_percent(row[interval + '_high'])}]"
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else math.nan
 
 
 def _percent(value: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -152,15 +153,30 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(part, path)
 
 
-class _Tick(keras.callbacks.Callback):
-    """Moves a progress bar on with every batch."""
+class Tick(keras.callbacks.Callback):
+    """Moves a progress bar on with every batch; a training that goes on begins where it was.
 
-    def __init__(self, advance):
+    Args:
+        advance: Moves the bar by a number of batches.
+        batches: In an epoch.
+    """
+
+    def __init__(self, advance, batches: int):
         super().__init__()
-        self.advance = advance
+        self.advance, self.batches, self.done = advance, batches, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Skip the epochs that an earlier process trained."""
+        self._move_to(epoch * self.batches)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.advance(1, "")
+        """One batch more."""
+        self._move_to(self.done + 1)
+
+    def _move_to(self, done: int) -> None:
+        if done > self.done:
+            self.advance(done - self.done, "")
+            self.done = done
 
 
 def fit(
@@ -191,7 +207,7 @@ def fit(
             epochs=epochs,
             validation_data=valid,
             verbose=0,
-            callbacks=[*callbacks, _Tick(advance)],
+            callbacks=[*callbacks, Tick(advance, len(data))],
             shuffle=False,  # the order is that of `data`; Keras would shuffle the batches without a seed
         )
     return {k: [float(v) for v in values] for k, values in history.history.items()}
@@ -208,3 +224,58 @@ def restore(model: keras.Model, piece: Piece) -> keras.Model:
     for variable, name in zip(model.variables, sorted(piece[0]), strict=True):
         variable.assign(piece[0][name])
     return model
+
+
+def stratified(y: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """At most `limit` rows with the classes in proportion, in random order."""
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(y))
+    if len(y) <= limit:
+        return shuffled
+    rank = np.empty(len(y))
+    for label in np.unique(y):
+        here = shuffled[y[shuffled] == label]
+        rank[here] = (np.arange(len(here)) + rng.random()) / len(here)
+    return rng.permutation(np.argsort(rank, kind="stable")[:limit])
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes; 0 where the system does not tell. A GPU's is not in it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Cost(keras.callbacks.Callback):
+    """Counts what a training costs, through all parts of a run that was killed and went on.
+
+    Args:
+        images: Images in an epoch, repeats included.
+    """
+
+    def __init__(self, images: int):
+        super().__init__()
+        self.images, self.gradients, self.seconds = images, 0.0, 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Add the epoch; what other callbacks do after this one does not count."""
+        self.gradients += self.images * getattr(self.model, "gradients_per_image", 1)
+        self.seconds += time.perf_counter() - self._start
+
+    def get_state(self) -> dict:
+        """What a resumed run needs."""
+        return {"gradients": self.gradients, "seconds": self.seconds}
+
+    def set_state(self, state: dict) -> None:
+        """Go on from `get_state`."""
+        self.gradients, self.seconds = state["gradients"], state["seconds"]
+
+    def facts(self) -> dict[str, float]:
+        """Gradients of single images, seconds, and peak memory in bytes."""
+        return {"gradients": self.gradients, "seconds": self.seconds, "peak_bytes": float(peak_memory())}

@@ -80,6 +80,18 @@ def load_model(model: keras.Model | Callable | str | Path) -> Loaded:
     )
 
 
+def read_keras(path: str | Path) -> keras.Model:
+    """The model of a .keras file.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    path = Path(path)
+    if path.suffix != ".keras" or not path.is_file():
+        raise ValueError(f"`model` must be a .keras file. Received: model={str(path)!r}")
+    return keras.saving.load_model(path, safe_mode=True)
+
+
 def _settings(folder: Path) -> dict | None:
     """Settings of the run in a folder, or None where there is no run."""
     record = folder / RUN

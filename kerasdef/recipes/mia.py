@@ -16,7 +16,7 @@ import numpy as np
 from kerasdef import backend, checks, models, networks
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses import bootstrap_indices, voting_model
-from kerasdef.recipes.base import Pieces, derive, fingerprint, fit, restore, weights_piece
+from kerasdef.recipes.base import Pieces, derive, fingerprint, fit, restore, stratified, weights_piece
 from kerasdef.recipes.mia_report import Judge, Rule, joint_report
 from kerasdef.recipes.mia_result import MIA, MIAEach, single, vote
 from kerasdef.recipes.mia_sets import AdversarialSet, attacked, default_attack, describe, portion, same_words
@@ -176,8 +176,8 @@ class _Run:
         self.data, self.attacks, self.s, self.builders = dataset, attacks, settings, builders
         self.callbacks, self.show = callbacks, show
         self.k = dataset.classes
-        self.test_rows = _stratified(dataset.y_test, settings.limit, derive(settings.seed, "test"))
-        self.valid_rows = _stratified(dataset.y_valid, max(200, settings.limit // 4), derive(settings.seed, "valid"))
+        self.test_rows = stratified(dataset.y_test, settings.limit, derive(settings.seed, "test"))
+        self.valid_rows = stratified(dataset.y_valid, max(200, settings.limit // 4), derive(settings.seed, "valid"))
 
     def record(self, per_attack: bool) -> dict:
         """Everything the results depend on."""
@@ -373,16 +373,3 @@ def _write_each(result: MIAEach, out: str | Path | None) -> MIAEach:
         _write(part, result.out / name)
         result.files |= {f"{name}/{kind}": part.files[kind] for kind in ("model", "saved_model")}
     return result
-
-
-def _stratified(y: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """At most `limit` rows with the classes in proportion, in random order."""
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(y))
-    if len(y) <= limit:
-        return shuffled
-    rank = np.empty(len(y))
-    for label in np.unique(y):
-        here = shuffled[y[shuffled] == label]
-        rank[here] = (np.arange(len(here)) + rng.random()) / len(here)
-    return rng.permutation(np.argsort(rank, kind="stable")[:limit])

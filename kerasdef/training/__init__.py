@@ -3,6 +3,12 @@
 from kerasdef.training.adversarial import AdversarialTraining as AdversarialTraining
 from kerasdef.training.augmentation import Mixture as Mixture
 from kerasdef.training.augmentation import adversarial_count as adversarial_count
+from kerasdef.training.callbacks import AttackStages as AttackStages
+from kerasdef.training.callbacks import BestRobust as BestRobust
+from kerasdef.training.callbacks import OverfittingGuard as OverfittingGuard
+from kerasdef.training.callbacks import Resume as Resume
+from kerasdef.training.callbacks import RobustValidation as RobustValidation
+from kerasdef.training.distillation import Distillation as Distillation
 from kerasdef.training.objectives import Madry as Madry
 from kerasdef.training.objectives import Mart as Mart
 from kerasdef.training.objectives import Mixed as Mixed
@@ -10,3 +16,5 @@ from kerasdef.training.objectives import Objective as Objective
 from kerasdef.training.objectives import Pairing as Pairing
 from kerasdef.training.objectives import Reject as Reject
 from kerasdef.training.objectives import Trades as Trades
+from kerasdef.training.schedules import Radius as Radius
+from kerasdef.training.schedules import Stage as Stage

@@ -30,6 +30,9 @@ class Mixture(keras.utils.PyDataset):
         batch_size: Samples in a batch.
         seed: Of the order; None keeps the order of the arrays.
         rows: Which samples to use, counted through all parts, repetitions allowed (a bootstrap). None: each once.
+        repeats: Times that every batch is shown before the next.
+        shift: Pixels by which images are shifted at random, up to this many to every side, and flipped left to right
+            with a chance of a half. 0: neither. The draws depend on the seed, the epoch and the batch.
 
     Raises:
         ValueError: Fewer samples than a batch.
@@ -42,6 +45,8 @@ class Mixture(keras.utils.PyDataset):
         batch_size: int = 128,
         seed: int | None = None,
         rows: np.ndarray | None = None,
+        repeats: int = 1,
+        shift: int = 0,
     ):
         super().__init__()
         self.parts = [(x, np.asarray(y, dtype="int32")) for x, y in parts if len(x)]
@@ -54,6 +59,8 @@ class Mixture(keras.utils.PyDataset):
                 f"Received: batch_size={batch_size}"
             )
         self.seed, self.epoch = seed, 0
+        self.repeats = checks.positive_int("repeats", repeats)
+        self.shift = checks.non_negative_int("shift", shift)
         self._order()
 
     def _order(self) -> None:
@@ -64,18 +71,36 @@ class Mixture(keras.utils.PyDataset):
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return -(-len(self.rows) // self.batch_size)
+        return -(-len(self.rows) // self.batch_size) * self.repeats
 
     def __getitem__(self, i: int):
+        i //= self.repeats
         rows = self.order[i * self.batch_size : (i + 1) * self.batch_size]
         x = np.empty((len(rows), *self.parts[0][0].shape[1:]), dtype="float32")
         y = np.empty(len(rows), dtype="int32")
         for (part_x, part_y), start, stop in zip(self.parts, self.starts, self.starts[1:], strict=False):
             here = (rows >= start) & (rows < stop)
             x[here], y[here] = part_x[rows[here] - start], part_y[rows[here] - start]
+        if self.shift:
+            x = _moved(x, self.shift, np.random.default_rng([self.seed or 0, self.epoch, i]))
         return x, y
 
     def on_epoch_end(self) -> None:
         """Draw the order of the next epoch."""
-        self.epoch += 1
+        self.begin(self.epoch + 1)
+
+    def begin(self, epoch: int) -> None:
+        """Draw the order of an epoch, counted from 0."""
+        self.epoch = epoch
         self._order()
+
+
+def _moved(x: np.ndarray, shift: int, rng: np.random.Generator) -> np.ndarray:
+    """Images shifted over a black edge and half of them flipped, each by draws of its own."""
+    n, height, width = x.shape[:3]
+    wide = np.pad(x, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+    top, left = rng.integers(0, 2 * shift + 1, (2, n))
+    rows = top[:, None, None] + np.arange(height)[:, None]
+    columns = left[:, None, None] + np.arange(width)
+    columns = np.where(rng.random(n)[:, None, None] < 0.5, columns[..., ::-1], columns)
+    return wide[np.arange(n)[:, None, None], rows, columns]

@@ -1,0 +1,345 @@
+"""Robust training of a classifier, judged by attacks that know it: one function for every method."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+
+from kerasdef import backend, checks, models, networks, progress
+from kerasdef.attacks import PGD
+from kerasdef.datasets import Dataset, as_dataset
+from kerasdef.recipes.base import Cost, Pieces, Tick, derive, fingerprint, restore, stratified, weights_piece
+from kerasdef.recipes.robust_methods import METHODS, Job, Method
+from kerasdef.recipes.robust_report import Judge
+from kerasdef.recipes.robust_result import Trained
+from kerasdef.recipes.robust_settings import BATCH, JUDGING, SMALL, VALIDATION, Settings, epochs_of, eps_of
+from kerasdef.training import BestRobust, Mixture, Resume, RobustValidation
+
+_LOSSES = ("SparseCategoricalCrossentropy", "CategoricalCrossentropy", "BinaryCrossentropy", "CategoricalHinge")
+_LOSS_NAMES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
+_SHIFT = 4  # pixels, the usual augmentation of color images of 32x32
+
+
+def train(
+    method: str,
+    data: str | Path | Dataset | tuple = "digits",
+    *,
+    model: keras.Model | None = None,
+    network: str | Callable | None = None,
+    eps: float | None = None,
+    norm: str = "linf",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    average: bool = True,
+    augment: bool | None = None,
+    precision: str = "float32",
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    valid_size: float = 0.05,
+    n_train: int | None = None,
+    n_test: int = 1000,
+    autoattack: bool = True,
+    seed: int = 0,
+    out: str | Path | None = None,
+    show: bool | None = None,
+    **settings,
+) -> Trained:
+    """Train a classifier by a method, attack it, and say so in a report.
+
+    Adam, a rate that falls as a cosine to zero, weights averaged over about an epoch, and for methods with attacks the
+    weights of the epoch that withstood a PGD-10 best on held-out training images.
+
+    Args:
+        method: Name of a method, see `kerasdef list methods`.
+        data: A name ("digits", "mnist", ...), the path of an .npz file, a `Dataset`, or arrays (x, y) or
+            (x_train, y_train, x_test, y_test).
+        model: Your own built classifier, trained in place from the weights it has. None builds `network`.
+        network: Name of a network, or a function (input_shape, outputs, seed=...) that returns a Keras model. None: the
+            method's own, for gray or for color images.
+        eps: Radius in input units, above 0. None: the one the field reports for a known data set.
+        norm: "linf", "l2" or "l1".
+        epochs: Passes over the training images. None: the method's own, more on small sets.
+        batch_size: Images in a batch; None: 128, or 32 below 10,000 training images.
+        learning_rate: Of Adam at the start.
+        weight_decay: Decoupled, as in AdamW.
+        average: Average the weights over about the last epoch.
+        augment: Shift images by up to 4 pixels and flip half of them. None: for CIFAR-10 only.
+        precision: "float32", or "bfloat16" for mixed precision (a network that is built here).
+        callbacks: Keras callbacks; they may watch `val_robust_accuracy`.
+        valid_size: Share of the training images held out, above 0 and below 1; up to 500 are attacked in each epoch.
+        n_train: Training images to use; None takes all.
+        n_test: Most test images to attack.
+        autoattack: Run the standard AutoAttack (minutes on 1,000 images of MNIST).
+        seed: All randomness comes from it.
+        out: Folder for the run: state, report, exported model. A run that was killed anywhere goes on from the last
+            epoch and ends with the same weights.
+        show: Progress bars; None shows them on a terminal and in notebooks.
+        settings: Of the method, such as `steps=7` or `beta=6.0`.
+
+    Returns:
+        A `Trained`.
+
+    Raises:
+        ValueError: A setting is out of range, a name is unknown, the model does not fit the data, or `out` is of
+            another run.
+    """
+    cls = METHODS[checks.one_of("method", method, METHODS)]
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for name in settings:
+        checks.one_of("settings", name, fields or ["(none: this method has no settings)"])
+    spec = cls(**settings)
+    dataset = as_dataset(data)
+    if dataset.bounds != (0.0, 1.0):
+        raise ValueError(f"`data` must lie in the bounds (0, 1). Received: bounds={dataset.bounds}")
+    if n_train is not None:
+        dataset = dataset.subset(n_train=n_train, seed=checks.non_negative_int("seed", seed))
+    checks.share("valid_size", valid_size)
+    if not dataset.n_valid:
+        dataset = dataset.with_validation(valid_size, seed=checks.non_negative_int("seed", seed))
+    size = "small" if dataset.n_train < SMALL else "large"
+    batch_size = BATCH[size] if batch_size is None else checks.positive_int("batch_size", batch_size)
+    if dataset.n_train < batch_size:
+        raise ValueError(
+            f"`batch_size` must be at most the number of training images, {dataset.n_train}. "
+            f"Received: batch_size={batch_size}"
+        )
+    augment = dataset.name == "cifar10" if augment is None else augment
+    common = Settings(
+        eps=eps_of(eps, dataset.name),
+        norm=norm,
+        epochs=epochs_of(epochs, cls.epochs, dataset.n_train, batch_size),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        average=bool(average),
+        shift=_SHIFT if augment else 0,
+        precision=precision,
+        valid_size=valid_size,
+        n_test=n_test,
+        autoattack=bool(autoattack),
+        seed=seed,
+    )
+    if augment and len(dataset.input_shape) != 3:
+        raise ValueError(f"`augment` is for images. Received: samples of shape {dataset.input_shape}")
+    if model is not None and network is not None:
+        raise ValueError(f"`model` and `network` exclude each other. Received: network={network!r} beside a model")
+    run = _Run(method, spec, dataset, common, network, list(callbacks), show)
+    model = run.build() if model is None else model
+    run.check(model)
+    pieces = Pieces(out, run.record(model), judging=JUDGING)
+    return run.train(model, pieces, out)
+
+
+class _Run:
+    """The steps of a run."""
+
+    def __init__(self, name: str, method: Method, data: Dataset, settings: Settings, network, callbacks, show):
+        self.name, self.method, self.data, self.s = name, method, data, settings
+        self.callbacks, self.show = callbacks, show
+        if network is None:
+            network = method.network[int(len(data.input_shape) == 3 and data.input_shape[-1] > 1)]
+        self.network = network if callable(network) else networks.NETWORKS[_known(network)]
+        self.batches = len(self.mixture(0))
+
+    def build(self, network: Callable | None = None, *labels) -> keras.Model:
+        """A fresh network; without labels the one that is trained."""
+        seed = derive(self.s.seed, "network", *labels) % 10**6
+        with _precision(self.s.precision):
+            return (network or self.network)(self.data.input_shape, self.data.classes, seed=seed)
+
+    def check(self, model: keras.Model) -> None:
+        """Find what does not fit before work starts."""
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
+        view = models.logits_view(model)
+        if tuple(model.input_shape[1:]) != tuple(self.data.input_shape):
+            raise ValueError(
+                f"`model` must take inputs of shape {tuple(self.data.input_shape)}. Received: {model.input_shape[1:]}"
+            )
+        if view.output_shape[-1] != self.data.classes:
+            raise ValueError(
+                f"`model` must have a softmax or logits for {self.data.classes} classes. "
+                f"Received: outputs of shape {model.output_shape}"
+            )
+        loss = model.loss if getattr(model, "compiled", False) else None
+        name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+        if loss is not None and name not in (*_LOSSES, *_LOSS_NAMES):
+            raise ValueError(f"`model` must be compiled with a classification loss, or not at all. Received: {name}")
+
+    def record(self, model: keras.Model) -> dict:
+        """Everything the results depend on."""
+        d = self.data
+        arrays = (d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test)
+        return {
+            "recipe": "robust",
+            "method": self.name,
+            "method settings": dataclasses.asdict(self.method),
+            "dataset": d.name,
+            "fingerprint": fingerprint(*arrays),
+            "network": model.name,
+            "architecture": f"{zlib.crc32(str([tuple(w.shape) for w in model.weights]).encode()):08x}",
+            "callbacks": [type(c).__name__ for c in self.callbacks],
+            "backend": backend.NAME,
+            **dataclasses.asdict(self.s),
+        }
+
+    def mixture(self, seed: int, repeats: int = 1) -> Mixture:
+        """The training images in an order of their own for every epoch, whole batches only."""
+        d, size = self.data, self.s.batch_size
+        parts = [(d.x_train, d.y_train)]
+        return Mixture(parts, batch_size=size, seed=seed, shift=self.s.shift, repeats=repeats)
+
+    def compile(self, trainer: keras.Model, model: keras.Model, epochs: int) -> None:
+        """Adam with a rate that falls as a cosine, and the cross-entropy that fits the head of the model."""
+        steps = epochs * self.batches * self.method.repeats
+        optimizer = keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(self.s.learning_rate, steps),
+            weight_decay=self.s.weight_decay or None,
+            use_ema=self.s.average,
+            ema_momentum=min(0.999, 1 - 1 / max(2, self.batches)),  # an average over about an epoch
+        )
+        trainer.compile(optimizer, _loss(model), metrics=["accuracy"], jit_compile=backend.jit())
+
+    def fit(self, trainer: keras.Model, data: Mixture, epochs: int, title: str, callbacks: list) -> dict:
+        """Fit with a progress bar; returns the history."""
+        d = self.data
+        with progress.bar(title, epochs * len(data), show=self.show) as advance:
+            history = trainer.fit(
+                data,
+                epochs=epochs,
+                validation_data=Mixture([(d.x_valid, d.y_valid)], batch_size=512),
+                verbose=0,
+                callbacks=[*callbacks, Tick(advance, len(data))],
+                shuffle=False,  # the order is that of `data`; Keras would shuffle the batches without a seed
+            )
+        return {k: [float(v) for v in values] for k, values in history.history.items()}
+
+    def train(self, model: keras.Model, pieces: Pieces, out) -> Trained:
+        """Train, judge and write."""
+        piece = pieces.get("model", lambda: self.trained(model, pieces), phase="training")
+        restore(model, piece)
+        history, cost = piece[1]["history"], piece[1]["cost"]
+        if pieces.folder is not None:
+            _state(pieces).unlink(missing_ok=True)
+        judge = Judge(self.data, self.s.n_test, self.s.eps, self.s.norm, self.s.seed, self.show)
+        outcomes = judge.adaptive(pieces, self.name, model, autoattack=self.s.autoattack)
+        report = judge.report(
+            outcomes,
+            {self.name: cost},
+            settings=self.record(model),
+            phases=pieces.seconds,
+            history={self.name: history},
+            examples=judge.examples(self.name, model),
+            notes=piece[1]["notes"],
+        )
+        result = Trained(model, self.name, history, cost, report, out if out is None else Path(out))
+        if out is not None:
+            result.files = report.save(out)
+            result.files["model"] = result.export(Path(out) / "model.keras", to="keras")
+            result.files["saved_model"] = result.export(Path(out) / "saved_model")
+        return result
+
+    def other(self, pieces: Pieces, title: str, network: str | None, wrap: Callable | None = None) -> keras.Model:
+        """Another classifier, trained for as many epochs on clean images or by the trainer that `wrap` makes of it."""
+        model = self.build(None if network is None else networks.NETWORKS[_known(network)], title)
+
+        def make():
+            trainer = model if wrap is None else wrap(model)
+            epochs = epochs_of(None, METHODS["standard"].epochs, self.data.n_train, self.s.batch_size)
+            self.compile(trainer, model, epochs)
+            history = self.fit(trainer, self.mixture(derive(self.s.seed, title, "order")), epochs, title, [])
+            return weights_piece(model, history)
+
+        return restore(model, pieces.get(title, make, phase=title))
+
+    def trained(self, model: keras.Model, pieces: Pieces):
+        """The piece of the trained model: weights, history, cost."""
+        s, d = self.s, self.data
+        data = self.mixture(derive(s.seed, "order"), self.method.repeats)
+
+        def other(title, network, wrap=None):
+            return self.other(pieces, title, network, wrap)
+
+        job = Job(model, s, self.batches, derive(s.seed, "attack"), other)
+        trainer = self.method.trainer(job)
+        self.compile(trainer, model, s.epochs)
+        rows = stratified(d.y_valid, VALIDATION, derive(s.seed, "valid"))
+        probe = PGD(eps=s.eps, norm=s.norm, steps=10)
+        cost = Cost(d.n_train * self.method.repeats)
+        watch = [cost]
+        if s.average:
+            watch.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
+        watch.append(RobustValidation(d.x_valid[rows], d.y_valid[rows], probe, seed=derive(s.seed, "probe")))
+        own = self.method.callbacks(job)
+        best = [] if self.method.full(job) is None else [BestRobust(start=self.method.full(job))]
+        watch += [*own, *best, *self.callbacks]
+        if pieces.folder is not None:
+            watch.append(Resume(_state(pieces), data, watch))
+        history = self.fit(trainer, data, s.epochs, f"{self.name}, {s.epochs} epochs", watch)
+        arrays, meta = weights_piece(model, history)
+        notes = []
+        if best:
+            notes.append(f"The weights are those of epoch {best[0].epoch + 1} of {len(history['loss'])}.")
+        for callback in own:
+            if getattr(callback, "collapses", None):
+                epochs = ", ".join(str(e + 1) for e in callback.collapses)
+                notes.append(
+                    f"Training collapsed in epoch {epochs}, was undone, and went on with {callback.steps} steps."
+                )
+        return arrays, {**meta, "cost": cost.facts(), "notes": notes}
+
+
+def _state(pieces: Pieces) -> Path:
+    """Where the state of an unfinished training is."""
+    return pieces.folder / "training.npz"
+
+
+def _known(network: str) -> str:
+    return checks.one_of("network", network, networks.NETWORKS)
+
+
+def _loss(model: keras.Model) -> keras.losses.Loss:
+    """The cross-entropy for the head of a classifier."""
+    from_logits = models.gives_logits(model)
+    if model.output_shape[-1] == 1:
+        return keras.losses.BinaryCrossentropy(from_logits=from_logits)
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+
+
+@contextlib.contextmanager
+def _precision(name: str):
+    """Layers that are built here compute in this precision; their weights are float32."""
+    before = keras.config.dtype_policy()
+    if name == "bfloat16":
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _public(method: str) -> Callable:
+    def run(data="digits", **settings) -> Trained:
+        return train(method, data, **settings)
+
+    run.__name__ = run.__qualname__ = f"train_{method}"
+    run.__doc__ = (
+        f"Train a classifier by the method {method!r}; arguments as in `kerasdef.train_robust`.\n\n"
+        f"{METHODS[method].__doc__}"
+    )
+    return run
+
+
+_FUNCTIONS = {f"train_{name}": _public(name) for name in METHODS}
+
+
+def __getattr__(name: str) -> Callable:
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name]
+    raise AttributeError(f"module 'kerasdef.recipes.robust' has no attribute {name!r}")

@@ -1,0 +1,270 @@
+"""Keras callbacks for adversarial training: validation under attack, a guard, the best weights, exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerasdef import checks
+from kerasdef.attacks import PGD, Attack, StepAttack
+from kerasdef.training.augmentation import Mixture
+from kerasdef.training.schedules import Stage, attack_of
+
+ROBUST = "val_robust_accuracy"
+_STATE = "state"
+
+
+def _classifier(trainer: keras.Model) -> keras.Model:
+    """The classifier inside a trainer, or the model itself."""
+    return getattr(trainer, "model", trainer)
+
+
+class RobustValidation(keras.callbacks.Callback):
+    """Measures the accuracy under attack after each epoch and logs it as `val_robust_accuracy`.
+
+    Put it before callbacks that watch this number, such as `EarlyStopping` and `ModelCheckpoint`, and after
+    `SwapEMAWeights` if averaged weights are to be measured.
+
+    Args:
+        x: Images of shape (n, ...); a few hundred are enough to steer by.
+        y: Labels of shape (n,).
+        attack: A cheap attack, such as `PGD(eps=0.3, steps=10)`.
+        every: Epochs between two measurements; the last one is repeated in between.
+        batch_size: Images that are attacked at a time.
+        seed: Of the attack: every epoch meets the same random starts.
+    """
+
+    def __init__(self, x, y, attack: Attack, *, every: int = 1, batch_size: int = 256, seed: int = 0):
+        super().__init__()
+        if not isinstance(attack, Attack):
+            raise ValueError(f"`attack` must be an attack, such as PGD. Received: attack={attack!r}")
+        self.x = checks.images("x", x, limits=attack.bounds)
+        self.y = checks.labels("y", y, n=len(self.x))
+        self.attack, self.every = attack, checks.positive_int("every", every)
+        self.batch_size, self.seed = checks.positive_int("batch_size", batch_size), seed
+        self.last = float("nan")
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Attack, and add the number to the logs."""
+        if (epoch + 1) % self.every == 0:
+            options = {"batch_size": self.batch_size, "seed": self.seed, "progress": False}
+            found = self.attack.run(_classifier(self.model), self.x, self.y, **options)
+            self.last = float(1 - np.mean(found.success))
+        logs[ROBUST] = self.last
+
+    def get_state(self) -> dict:
+        """What a resumed run needs."""
+        return {"last": self.last}
+
+    def set_state(self, state: dict) -> None:
+        """Go on from `get_state`."""
+        self.last = state["last"]
+
+
+class OverfittingGuard(keras.callbacks.Callback):
+    """Watches single-step adversarial training for its collapse, undoes it, and takes more steps from then on.
+
+    The collapse ("catastrophic overfitting") shows as robust accuracy that falls within an epoch from its height to
+    almost nothing, while training goes on to look better and better. The weights and the optimizer go back to the end
+    of the last good epoch. Needs `RobustValidation` before it.
+
+    Args:
+        drop: Fall of `val_robust_accuracy` below its best that counts as a collapse, in (0, 1].
+        more: Steps that the attack takes in addition after each collapse; the step size becomes
+            `2.5 * eps / steps` as PGD's.
+
+    References: Wong et al., 2020, https://arxiv.org/abs/2001.03994 (section 5.4, which stops there); going on with more
+    steps is this project's choice.
+    """
+
+    def __init__(self, drop: float = 0.2, more: int = 1):
+        super().__init__()
+        self.drop = checks.real("drop", drop, low=0.0, high=1.0, open_low=True)
+        self.more = checks.positive_int("more", more)
+        self.best, self.steps, self.collapses = -1.0, None, []
+        self.good: list[np.ndarray] | None = None
+
+    def set_model(self, model):
+        """Check that the trainer's attack has steps to raise."""
+        super().set_model(model)
+        if not isinstance(getattr(model, "attack", None), PGD):
+            raise ValueError(
+                "`OverfittingGuard` is for an AdversarialTraining with PGD. "
+                f"Received: {getattr(model, 'attack', type(model).__name__)!r}"
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Look at the robust accuracy; keep the weights or go back to those kept."""
+        if ROBUST not in (logs or {}):
+            raise ValueError(f"`OverfittingGuard` needs {ROBUST}: put RobustValidation before it in `callbacks`")
+        found = logs[ROBUST]
+        if self.good is not None and found < self.best - self.drop:
+            self.collapses.append(epoch)
+            for variable, value in zip(_training_variables(self.model), self.good, strict=True):
+                variable.assign(value)
+            self._raise(self.model.attack.steps + self.more)
+        else:
+            self.best = max(self.best, found)
+            self.good = [keras.ops.convert_to_numpy(v) for v in _training_variables(self.model)]
+
+    def _raise(self, steps: int) -> None:
+        self.steps = steps
+        self.model.attack = dataclasses.replace(self.model.attack, steps=steps, step_size=None, relative_step=2.5)
+
+    def get_state(self) -> dict:
+        """What a resumed run needs; the kept weights are arrays."""
+        kept = {f"good{i:04d}": v for i, v in enumerate(self.good or [])}
+        return {"best": self.best, "steps": self.steps, "collapses": self.collapses, **kept}
+
+    def set_state(self, state: dict) -> None:
+        """Go on from `get_state`."""
+        self.best, self.collapses = state["best"], list(state["collapses"])
+        names = sorted(k for k in state if k.startswith("good"))
+        self.good = [state[k] for k in names] or None
+        if state["steps"] is not None:
+            self._raise(state["steps"])
+
+
+class BestRobust(keras.callbacks.Callback):
+    """Keeps the weights of the epoch with the best robust accuracy and puts them back when training ends.
+
+    Robust accuracy may fall while training goes on ("robust overfitting"). Needs `RobustValidation` before it.
+
+    Args:
+        start: First epoch that counts, from 0: earlier ones may look good under a radius that still grows.
+
+    References: Rice et al., 2020, https://arxiv.org/abs/2002.11569.
+    """
+
+    def __init__(self, start: int = 0):
+        super().__init__()
+        self.start = checks.non_negative_int("start", start)
+        self.best, self.epoch = -1.0, None
+        self.weights: list[np.ndarray] | None = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Keep the weights where they are the best so far; of equals the later."""
+        if ROBUST not in (logs or {}):
+            raise ValueError(f"`BestRobust` needs {ROBUST}: put RobustValidation before it in `callbacks`")
+        if epoch >= self.start and logs[ROBUST] >= self.best:
+            self.best, self.epoch = logs[ROBUST], epoch
+            self.weights = _classifier(self.model).get_weights()
+
+    def on_train_end(self, logs=None):
+        """Put the best weights back."""
+        if self.weights is not None:
+            _classifier(self.model).set_weights(self.weights)
+
+    def get_state(self) -> dict:
+        """What a resumed run needs."""
+        kept = {f"w{i:04d}": v for i, v in enumerate(self.weights or [])}
+        return {"best": self.best, "epoch": self.epoch, **kept}
+
+    def set_state(self, state: dict) -> None:
+        """Go on from `get_state`."""
+        self.best, self.epoch = state["best"], state["epoch"]
+        self.weights = [state[k] for k in sorted(state) if k.startswith("w")] or None
+
+
+class AttackStages(keras.callbacks.Callback):
+    """Gives an `AdversarialTraining` the attack of each stage, as its epoch begins.
+
+    Args:
+        stages: In order. After the last one its attack stays.
+    """
+
+    def __init__(self, stages: Sequence[Stage]):
+        super().__init__()
+        self.stages = tuple(stages)
+        if not self.stages or not all(isinstance(s, Stage) for s in self.stages):
+            raise ValueError(f"`stages` must be one or more Stage. Received: stages={stages!r}")
+        self.now: StepAttack | None = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Change the attack where a stage begins."""
+        attack = attack_of(self.stages, epoch)
+        if attack != self.now:
+            self.model.attack = self.now = attack
+
+
+class Resume(keras.callbacks.Callback):
+    """Writes the whole state of a training after each epoch, and goes on from it when training begins.
+
+    Weights, optimizer, random layers, seeds of the attack, the states of other callbacks, the history and the order of
+    the data are all in it: a training that was killed anywhere and started again with the same arguments ends with the
+    same weights as one that was not. Put it last in `callbacks`.
+
+    Args:
+        path: File to write, ending in .npz.
+        data: The `Mixture` that is trained on, whose order then goes on as well. With other data, pass
+            `shuffle=False` to `fit` or the order will be another.
+        others: Callbacks with `get_state` and `set_state`, whose state is kept too.
+    """
+
+    def __init__(self, path: str | Path, data: Mixture | None = None, others: Sequence[keras.callbacks.Callback] = ()):
+        super().__init__()
+        self.path, self.data = Path(path), data
+        self.others = [c for c in others if hasattr(c, "get_state")]
+        self.begun, self.history = 0, {}
+
+    def on_train_begin(self, logs=None):
+        """Read the state, where there is one."""
+        self.begun, self.history = 0, {}
+        if not self.path.exists():
+            return
+        with np.load(self.path, allow_pickle=False) as file:
+            arrays = {k: file[k] for k in file.files}
+        state = json.loads(str(arrays.pop(_STATE)))
+        variables = _training_variables(self.model)
+        kept = [arrays.pop(f"v{i:04d}") for i in range(state["variables"])]
+        shapes = [tuple(v.shape) for v in variables]
+        if shapes != [v.shape for v in kept]:
+            raise ValueError(f"`path` must be of a training of the same model. Received: path={str(self.path)!r}")
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
+        for i, other in enumerate(self.others):
+            own = {k.split("/", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{i}/")}
+            other.set_state(state["others"][i] | own)
+        self.begun, self.history = state["epoch"], state["history"]
+        if self.data is not None:
+            self.data.begin(self.begun)
+        self.model._initial_epoch = self.begun  # as Keras' own BackupAndRestore does
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Write the state as it is before the epoch, with what callbacks did after the one before."""
+        history = self.model.history
+        if epoch == self.begun and self.history:
+            history.history = {k: list(v) for k, v in self.history.items()}
+            history.epoch = list(range(self.begun))
+        elif epoch > self.begun:
+            self._write(epoch, history.history)
+
+    def on_train_end(self, logs=None):
+        """Let the next `fit` begin where it is told to."""
+        self.model._initial_epoch = None
+
+    def _write(self, epoch: int, history: dict) -> None:
+        variables = _training_variables(self.model)
+        arrays = {f"v{i:04d}": keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
+        plain = []
+        for i, other in enumerate(self.others):
+            state = other.get_state()
+            arrays |= {f"{i}/{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
+            plain.append({k: v for k, v in state.items() if not isinstance(v, np.ndarray)})
+        numbers = {k: [float(v) for v in values] for k, values in history.items()}
+        state = {"epoch": epoch, "history": numbers, "variables": len(variables), "others": plain}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f".{self.path.stem}.part.npz")
+        np.savez(part, **arrays, **{_STATE: json.dumps(state)})
+        os.replace(part, self.path)
+
+
+def _training_variables(model: keras.Model) -> list:
+    """Everything that a training changes but its metrics: weights, random states, optimizer."""
+    return [*model.trainable_variables, *model.non_trainable_variables, *model.optimizer.variables]

@@ -1,0 +1,56 @@
+"""Defensive distillation: a classifier that learns at a high temperature from another one's probabilities."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from kerasdef import backend, checks, models
+
+
+class Distillation(keras.Model):
+    """Trains a classifier at a temperature, from labels or from the probabilities of a teacher.
+
+    The classifier itself stays as it is: used without a temperature, its logits are far apart, which hides gradients
+    from attacks that go through a softmax. It is no robustness: attacks on the logits break it (Carlini and Wagner,
+    2017), and the reports here show so.
+
+    Args:
+        model: A built classifier that gives logits of shape (n, classes); trained in place.
+        temperature: Divides the logits in training, above 0 (paper: 20 on MNIST, up to 100).
+        teacher: A classifier of the same inputs, trained at the same temperature. None: the labels are learned, as the
+            teacher does.
+
+    References: Papernot et al., 2016, https://arxiv.org/abs/1511.04508 (section IV).
+    """
+
+    def __init__(self, model: keras.Model, temperature: float = 20.0, teacher: keras.Model | None = None, **kwargs):
+        super().__init__(**kwargs)
+        if models.logits_view(model) is not model:
+            raise ValueError(f"`model` must give logits, without a last softmax. Received: model={model.name!r}")
+        self.model = model
+        self.temperature = checks.real("temperature", temperature, low=0.0, open_low=True)
+        self.teacher = models.Untracked(() if teacher is None else (models.logits_view(teacher),))
+        self.built = True
+
+    def compile(self, *args, jit_compile=None, **kwargs):
+        """As `keras.Model.compile`; by default XLA is used on GPUs only, since it is slower on a CPU."""
+        super().compile(*args, jit_compile=backend.jit() if jit_compile is None else jit_compile, **kwargs)
+
+    def call(self, x, training=None):
+        """Logits of the classifier, without the temperature."""
+        return self.model(x, training=training)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Cross-entropy at the temperature in training; the compiled loss in evaluation."""
+        if not training:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        tempered = y_pred / self.temperature
+        if not self.teacher.models:
+            return super().compute_loss(x, y, tempered, sample_weight, training)
+        (teacher,) = self.teacher.models
+        wanted = ops.softmax(ops.stop_gradient(backend.evaluate(teacher, x)) / self.temperature)
+        values = -ops.sum(wanted * ops.log_softmax(ops.cast(tempered, "float32")), axis=-1)
+        if sample_weight is not None:
+            values = values * ops.cast(sample_weight, values.dtype)
+        return ops.mean(values) + (sum(self.model.losses) if self.model.losses else 0.0)
