@@ -63,6 +63,7 @@ def test_the_robust_variants_of_the_cnn_have_its_layers_and_what_the_papers_add(
     assert places == [(14, 14, 32), (14, 14, 64)]
     held = [getattr(layer, "kernel_constraint", None) for layer in parseval.layers if hasattr(layer, "kernel")]
     assert [isinstance(c, Orthonormal) for c in held] == [True, True, True, False]
+    assert networks.parseval_cnn((8, 8, 1), beta=0.1).layers[0].kernel_constraint.beta == 0.1
 
 
 def test_a_parseval_network_starts_with_kernels_that_its_constraint_leaves_alone():

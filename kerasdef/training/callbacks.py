@@ -221,6 +221,8 @@ class Resume(keras.callbacks.Callback):
         with np.load(self.path, allow_pickle=False) as file:
             arrays = {k: file[k] for k in file.files}
         state = json.loads(str(arrays.pop(_STATE)))
+        if not self.model.optimizer.built:
+            self.model.optimizer.build(self.model.trainable_variables)
         variables = _training_variables(self.model)
         kept = [arrays.pop(f"v{i:04d}") for i in range(state["variables"])]
         shapes = [tuple(v.shape) for v in variables]
@@ -233,7 +235,7 @@ class Resume(keras.callbacks.Callback):
             other.set_state(state["others"][i] | own)
         self.begun, self.history = state["epoch"], state["history"]
         if self.data is not None:
-            self.data.begin(self.begun)
+            self.data.begin(self.data.epoch + self.begun)  # Keras may have drawn from it to build the model
         self.model._initial_epoch = self.begun  # as Keras' own BackupAndRestore does
 
     def on_epoch_begin(self, epoch, logs=None):
