@@ -68,7 +68,11 @@ METHODS = {
     "trades": MethodInfo("Clean loss and the divergence of the outputs around each image.", "Zhang et al., 2019"),
     "mart": MethodInfo("Adversarial training that weighs images the model is unsure of.", "Wang et al., 2020"),
     "fast": MethodInfo("One step from a random start, guarded against its collapse.", "Wong et al., 2020"),
+    "free": MethodInfo("One backward pass moves the weights and the images.", "Shafahi et al., 2019"),
     "ensemble": MethodInfo("One step on other trained networks and on the model in turn.", "Tramer et al., 2018"),
+    "bilateral": MethodInfo("One step on the images and one on the labels.", "Wang and Zhang, 2019"),
+    "parseval": MethodInfo("Kernels kept near orthonormal, clean images.", "Cisse et al., 2017"),
+    "denoising": MethodInfo("A network with denoising blocks, trained on PGD images.", "Xie et al., 2019"),
     "distillation": MethodInfo("Defensive distillation at a high temperature.", "Papernot et al., 2016"),
     "multistage": MethodInfo("TRADES with AutoPGD in stages of growing radius and effort.", "Wen et al., 2025"),
 }

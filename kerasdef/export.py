@@ -206,7 +206,8 @@ def export_run(run: str | Path, *, to: str = "saved_model", out: str | Path | No
     Raises:
         ValueError: There is no trained defense.
     """
-    import kerasdef.defenses  # noqa: F401  (registers the layers)
+    import kerasdef.blocks
+    import kerasdef.defenses  # noqa: F401  (both register their layers)
 
     run = Path(run)
     checks.one_of("to", to, FORMATS)
@@ -236,6 +237,7 @@ def _remove(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    import kerasdef.defenses  # noqa: F401  (registers the layers)
+    import kerasdef.blocks
+    import kerasdef.defenses  # noqa: F401  (both register their layers)
 
     _write_saved_model(keras.saving.load_model(sys.argv[1], safe_mode=True), Path(sys.argv[2]))

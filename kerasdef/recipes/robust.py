@@ -68,7 +68,7 @@ def train(
         batch_size: Images in a batch; None: 128, or 32 below 10,000 training images.
         learning_rate: Of Adam at the start.
         weight_decay: Decoupled, as in AdamW.
-        average: Average the weights over about the last epoch.
+        average: Average the weights over about the last epoch, where the method allows it.
         augment: Shift images by up to 4 pixels and flip half of them. None: for CIFAR-10 only.
         precision: "float32", or "bfloat16" for mixed precision (a network that is built here).
         callbacks: Keras callbacks; they may watch `val_robust_accuracy`.
@@ -117,7 +117,7 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
-        average=bool(average),
+        average=bool(average) and cls.averages,
         shift=_SHIFT if augment else 0,
         precision=precision,
         valid_size=valid_size,
