@@ -9,7 +9,7 @@ from pathlib import Path
 
 import keras
 
-import kerasdef.blocks  # noqa: F401  (registers the layers, as the next)
+import kerasdef.blocks
 import kerasdef.defenses  # registers the layers, so that .keras files load in safe mode
 from kerasdef.attacks import Goal, Misclassify
 from kerasdef.datasets import Dataset
