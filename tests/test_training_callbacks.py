@@ -157,6 +157,25 @@ def test_single_step_training_collapses_unguarded_and_does_not_with_the_guard(di
     assert found[True] <= found[False] + 0.05
 
 
+def test_the_guard_takes_more_steps_where_one_step_runs_away_and_goes_on_from_there():
+    x, y = data()
+    model = dense()
+    trainer = trainer_of(model, PGD(eps=EPS, steps=1))
+    seen = []
+
+    class Single(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["val_single_step_accuracy"] = [0.9, 0.9, 0.65, 0.9, 0.9][epoch]
+            seen.append((trainer.attack.steps, model.get_weights()))
+
+    guard = OverfittingGuard(gap=0.1, most=3, start=1)
+    watch = [Logs([0.5, 0.6, 0.6, 0.6, 0.6]), Single(), guard]
+    trainer.fit(x, y, batch_size=16, epochs=5, callbacks=watch, verbose=0)
+    assert guard.raises == [1, 3]  # not before the start, not without a gap, not above the most
+    assert [steps for steps, _ in seen] == [1, 1, 2, 2, 3]
+    assert guard.collapses == []
+
+
 def test_best_robust_puts_the_weights_of_the_best_epoch_back():
     x, y = data()
     model = dense()

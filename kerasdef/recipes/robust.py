@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 
 from kerasdef import backend, checks, models, networks, progress
-from kerasdef.attacks import PGD
+from kerasdef.attacks import FGSM, PGD
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.recipes.base import Cost, Pieces, Tick, derive, fingerprint, restore, stratified, weights_piece
 from kerasdef.recipes.robust_methods import METHODS, Job, Method
@@ -275,7 +275,9 @@ class _Run:
         watch = [cost]
         if s.average:
             watch.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
-        watch.append(RobustValidation(d.x_valid[rows], d.y_valid[rows], probe, seed=derive(s.seed, "probe")))
+        single = FGSM(eps=s.eps, norm=s.norm, random_start=True)
+        options = {"single": single, "seed": derive(s.seed, "probe")}
+        watch.append(RobustValidation(d.x_valid[rows], d.y_valid[rows], probe, **options))
         own = self.method.callbacks(job)
         best = [] if self.method.full(job) is None else [BestRobust(start=self.method.full(job))]
         watch += [*own, *best, *self.callbacks]
@@ -293,6 +295,10 @@ class _Run:
                     f"Training collapsed in epoch {epochs}, was undone, and went on with {callback.steps} steps."
                 )
         return arrays, {**meta, "cost": cost.facts(), "notes": notes}
+
+
+def _epochs(found: list[int]) -> str:
+    return ", ".join(str(epoch + 1) for epoch in found)
 
 
 def _state(pieces: Pieces) -> Path:

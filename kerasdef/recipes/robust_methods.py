@@ -171,10 +171,11 @@ class MartMethod(_WithRadius):
 
 @dataclass(frozen=True)
 class Fast(_WithRadius):
-    """One step from a random start (Wong et al., 2020), with a guard against its collapse."""
+    """One step from a random start (Wong et al., 2020); a guard takes more where training overfits to that step."""
 
     length: float = 1.25  # of the step as a multiple of eps; paper: 1.25
     guard: bool = True
+    most: int = 3  # steps that the guard may raise to
     epochs: ClassVar[int] = 15
 
     def trainer(self, job):
@@ -184,7 +185,7 @@ class Fast(_WithRadius):
 
     def callbacks(self, job):
         """See `Method`."""
-        return [OverfittingGuard()] if self.guard else []
+        return [OverfittingGuard(most=self.most, start=self.full(job))] if self.guard else []
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from kerasdef.training.augmentation import Mixture
 from kerasdef.training.schedules import Stage, attack_of
 
 ROBUST = "val_robust_accuracy"
+SINGLE = "val_single_step_accuracy"
 _STATE = "state"
 
 
@@ -35,28 +36,41 @@ class RobustValidation(keras.callbacks.Callback):
         x: Images of shape (n, ...); a few hundred are enough to steer by.
         y: Labels of shape (n,).
         attack: A cheap attack, such as `PGD(eps=0.3, steps=10)`.
+        single: An attack of one step, whose accuracy is logged as `val_single_step_accuracy`, for `OverfittingGuard`.
         every: Epochs between two measurements; the last one is repeated in between.
         batch_size: Images that are attacked at a time.
         seed: Of the attack: every epoch meets the same random starts.
     """
 
-    def __init__(self, x, y, attack: Attack, *, every: int = 1, batch_size: int = 256, seed: int = 0):
+    def __init__(
+        self,
+        x,
+        y,
+        attack: Attack,
+        *,
+        single: Attack | None = None,
+        every: int = 1,
+        batch_size: int = 256,
+        seed: int = 0,
+    ):
         super().__init__()
         if not isinstance(attack, Attack):
             raise ValueError(f"`attack` must be an attack, such as PGD. Received: attack={attack!r}")
         self.x = checks.images("x", x, limits=attack.bounds)
         self.y = checks.labels("y", y, n=len(self.x))
-        self.attack, self.every = attack, checks.positive_int("every", every)
+        self.attacks = {ROBUST: attack} | ({} if single is None else {SINGLE: single})
+        self.every = checks.positive_int("every", every)
         self.batch_size, self.seed = checks.positive_int("batch_size", batch_size), seed
-        self.last = float("nan")
+        self.last = dict.fromkeys(self.attacks, float("nan"))
 
     def on_epoch_end(self, epoch, logs=None):
-        """Attack, and add the number to the logs."""
+        """Attack, and add the numbers to the logs."""
         if (epoch + 1) % self.every == 0:
             options = {"batch_size": self.batch_size, "seed": self.seed, "progress": False}
-            found = self.attack.run(_classifier(self.model), self.x, self.y, **options)
-            self.last = float(1 - np.mean(found.success))
-        logs[ROBUST] = self.last
+            for name, attack in self.attacks.items():
+                found = attack.run(_classifier(self.model), self.x, self.y, **options)
+                self.last[name] = float(1 - np.mean(found.success))
+        logs.update(self.last)
 
     def get_state(self) -> dict:
         """What a resumed run needs."""
@@ -68,26 +82,31 @@ class RobustValidation(keras.callbacks.Callback):
 
 
 class OverfittingGuard(keras.callbacks.Callback):
-    """Watches single-step adversarial training for its collapse, undoes it, and takes more steps from then on.
+    """Watches single-step adversarial training for overfitting to its one step, and takes more steps from then on.
 
-    The collapse ("catastrophic overfitting") shows as robust accuracy that falls within an epoch from its height to
-    almost nothing, while training goes on to look better and better. The weights and the optimizer go back to the end
-    of the last good epoch. Needs `RobustValidation` before it.
+    Two signs are known. Robust accuracy may fall within an epoch from its height to almost nothing, while training
+    looks better and better ("catastrophic overfitting"): the weights and the optimizer go back to the end of the last
+    good epoch. Or the accuracy under one step runs away from that under several: training goes on from where it is.
+    Needs `RobustValidation` before it, for the second sign with `single`.
 
     Args:
         drop: Fall of `val_robust_accuracy` below its best that counts as a collapse, in (0, 1].
-        more: Steps that the attack takes in addition after each collapse; the step size becomes
-            `2.5 * eps / steps` as PGD's.
+        gap: Lead of `val_single_step_accuracy` over `val_robust_accuracy` that counts as overfitting, in (0, 1].
+        more: Steps that the attack takes in addition each time; the step size becomes `2.5 * eps / steps` as PGD's.
+        most: Steps that are never exceeded.
+        start: First epoch whose gap counts, from 0: while the radius grows it says nothing.
 
-    References: Wong et al., 2020, https://arxiv.org/abs/2001.03994 (section 5.4, which stops there); going on with more
-    steps is this project's choice.
+    References: Wong et al., 2020, https://arxiv.org/abs/2001.03994 (section 5.4, which stops at the collapse); going on
+    with more steps is this project's choice.
     """
 
-    def __init__(self, drop: float = 0.2, more: int = 1):
+    def __init__(self, drop: float = 0.2, gap: float = 0.1, more: int = 1, most: int = 3, start: int = 0):
         super().__init__()
         self.drop = checks.real("drop", drop, low=0.0, high=1.0, open_low=True)
-        self.more = checks.positive_int("more", more)
-        self.best, self.steps, self.collapses = -1.0, None, []
+        self.gap = checks.real("gap", gap, low=0.0, high=1.0, open_low=True)
+        self.more, self.most = checks.positive_int("more", more), checks.positive_int("most", most)
+        self.start = checks.non_negative_int("start", start)
+        self.best, self.steps, self.collapses, self.raises = -1.0, None, [], []
         self.good: list[np.ndarray] | None = None
 
     def set_model(self, model):
@@ -100,7 +119,7 @@ class OverfittingGuard(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch, logs=None):
-        """Look at the robust accuracy; keep the weights or go back to those kept."""
+        """Look at the accuracies; keep the weights or go back to those kept, and raise the steps where need be."""
         if ROBUST not in (logs or {}):
             raise ValueError(f"`OverfittingGuard` needs {ROBUST}: put RobustValidation before it in `callbacks`")
         found = logs[ROBUST]
@@ -108,27 +127,36 @@ class OverfittingGuard(keras.callbacks.Callback):
             self.collapses.append(epoch)
             for variable, value in zip(_training_variables(self.model), self.good, strict=True):
                 variable.assign(value)
-            self._raise(self.model.attack.steps + self.more)
-        else:
-            self.best = max(self.best, found)
-            self.good = [keras.ops.convert_to_numpy(v) for v in _training_variables(self.model)]
+            self._raise(epoch)
+            return
+        self.best = max(self.best, found)
+        self.good = [keras.ops.convert_to_numpy(v) for v in _training_variables(self.model)]
+        if epoch >= self.start and logs.get(SINGLE, found) - found > self.gap:
+            self._raise(epoch)
 
-    def _raise(self, steps: int) -> None:
+    def _raise(self, epoch: int) -> None:
+        steps = self.model.attack.steps
+        if steps < self.most:
+            self.raises.append(epoch)
+            self._take(min(steps + self.more, self.most))
+
+    def _take(self, steps: int) -> None:
         self.steps = steps
         self.model.attack = dataclasses.replace(self.model.attack, steps=steps, step_size=None, relative_step=2.5)
 
     def get_state(self) -> dict:
         """What a resumed run needs; the kept weights are arrays."""
         kept = {f"good{i:04d}": v for i, v in enumerate(self.good or [])}
-        return {"best": self.best, "steps": self.steps, "collapses": self.collapses, **kept}
+        told = {name: getattr(self, name) for name in ("best", "steps", "collapses", "raises")}
+        return told | kept
 
     def set_state(self, state: dict) -> None:
         """Go on from `get_state`."""
-        self.best, self.collapses = state["best"], list(state["collapses"])
+        self.best, self.collapses, self.raises = state["best"], list(state["collapses"]), list(state["raises"])
         names = sorted(k for k in state if k.startswith("good"))
         self.good = [state[k] for k in names] or None
         if state["steps"] is not None:
-            self._raise(state["steps"])
+            self._take(state["steps"])
 
 
 class BestRobust(keras.callbacks.Callback):
