@@ -14,6 +14,7 @@ _PUBLIC = {
     "Report": "kerasdef.evaluation.report",
     "attack": "kerasdef.recipes.attack:attack",
     "gma_victims": "kerasdef.recipes.victims:gma_victims",
+    "train_iar": "kerasdef.recipes.iar:train",
     "train_mia": "kerasdef.recipes.mia:train",
     "train_robust": "kerasdef.recipes.robust:train",
     **{f"train_{name}": f"kerasdef.recipes.robust:train_{name}" for name in _METHODS},

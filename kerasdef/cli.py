@@ -140,6 +140,57 @@ def train_mia(
     _paths(result.files)
 
 
+@train_app.command("iar")
+def train_iar(
+    dataset: Annotated[
+        str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, gtsrb, or an .npz file.")
+    ] = "digits",
+    out: Annotated[Path | None, typer.Option(help="Folder for the run; a killed run goes on from there.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Linf radius of FGSM, PGD and BIM, such as 0.1.")] = None,
+    adversarial_label: Annotated[str, typer.Option(help="true: their class; reject: the eleventh.")] = "true",
+    weight: Annotated[float, typer.Option(help="Of the clean and noisy images in the loss.")] = 0.5,
+    smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = 0.1,
+    noise: Annotated[float, typer.Option(help="Standard deviation of the Gaussian noise.")] = 0.1,
+    iterations: Annotated[int, typer.Option(help="Batches of retraining at most.")] = 3000,
+    round_size: Annotated[int, typer.Option(help="Training images that a round attacks.")] = 2048,
+    stop: Annotated[str | None, typer.Option(help="rho: end where the paper's rule fires.")] = None,
+    network: Annotated[str, typer.Option(help="Name of the network.")] = "cnn11",
+    surrogate: Annotated[str, typer.Option(help="Network of the gray-box attacker.")] = "target_dnn",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the clean images before.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch of retraining.")] = 126,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam at the start.")] = 1e-3,
+    n_test: Annotated[int, typer.Option(help="Most test images to judge on.")] = 1000,
+    autoattack: Annotated[bool, typer.Option(help="Run the standard AutoAttack.")] = True,
+    seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
+) -> None:
+    """Iterative adversarial retraining of an 11-class CNN. Afzal and Huzaifa, 2025"""
+    settings = dict(
+        eps=None if eps is None else _fraction(eps, "eps"),
+        adversarial_label=adversarial_label,
+        weight=weight,
+        smoothing=smoothing,
+        noise=noise,
+        iterations=iterations,
+        round_size=round_size,
+        stop=stop,
+        network=network,
+        surrogate=surrogate,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        n_test=n_test,
+        autoattack=autoattack,
+        seed=seed,
+        out=out,
+    )
+    _load_backend()
+    from kerasdef.recipes import iar
+
+    result = iar.train(dataset, **settings)
+    print(result.report.table())
+    _paths(result.files)
+
+
 def _training_command(name: str, info: MethodInfo):
     """The command of one method of robust training; all have the same options."""
 

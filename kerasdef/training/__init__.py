@@ -20,5 +20,6 @@ from kerasdef.training.objectives import Objective as Objective
 from kerasdef.training.objectives import Pairing as Pairing
 from kerasdef.training.objectives import Reject as Reject
 from kerasdef.training.objectives import Trades as Trades
+from kerasdef.training.retraining import Shares as Shares
 from kerasdef.training.schedules import Radius as Radius
 from kerasdef.training.schedules import Stage as Stage

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,10 +13,10 @@ from kerasdef import checks
 from kerasdef.attacks import PGD, Attack, StepAttack
 from kerasdef.training.augmentation import Mixture
 from kerasdef.training.schedules import Stage, attack_of
+from kerasdef.training.state import read_state, training_variables, write_state
 
 ROBUST = "val_robust_accuracy"
 SINGLE = "val_single_step_accuracy"
-_STATE = "state"
 
 
 def _classifier(trainer: keras.Model) -> keras.Model:
@@ -125,12 +123,12 @@ class OverfittingGuard(keras.callbacks.Callback):
         found = logs[ROBUST]
         if self.good is not None and found < self.best - self.drop:
             self.collapses.append(epoch)
-            for variable, value in zip(_training_variables(self.model), self.good, strict=True):
+            for variable, value in zip(training_variables(self.model), self.good, strict=True):
                 variable.assign(value)
             self._raise(epoch)
             return
         self.best = max(self.best, found)
-        self.good = [keras.ops.convert_to_numpy(v) for v in _training_variables(self.model)]
+        self.good = [keras.ops.convert_to_numpy(v) for v in training_variables(self.model)]
         if epoch >= self.start and logs.get(SINGLE, found) - found > self.gap:
             self._raise(epoch)
 
@@ -246,18 +244,7 @@ class Resume(keras.callbacks.Callback):
         self.begun, self.history = 0, {}
         if not self.path.exists():
             return
-        with np.load(self.path, allow_pickle=False) as file:
-            arrays = {k: file[k] for k in file.files}
-        state = json.loads(str(arrays.pop(_STATE)))
-        if not self.model.optimizer.built:
-            self.model.optimizer.build(self.model.trainable_variables)
-        variables = _training_variables(self.model)
-        kept = [arrays.pop(f"v{i:04d}") for i in range(state["variables"])]
-        shapes = [tuple(v.shape) for v in variables]
-        if shapes != [v.shape for v in kept]:
-            raise ValueError(f"`path` must be of a training of the same model. Received: path={str(self.path)!r}")
-        for variable, value in zip(variables, kept, strict=True):
-            variable.assign(value)
+        state, arrays = read_state(self.path, self.model)
         for i, other in enumerate(self.others):
             own = {k.split("/", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{i}/")}
             other.set_state(state["others"][i] | own)
@@ -280,21 +267,11 @@ class Resume(keras.callbacks.Callback):
         self.model._initial_epoch = None
 
     def _write(self, epoch: int, history: dict) -> None:
-        variables = _training_variables(self.model)
-        arrays = {f"v{i:04d}": keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
+        arrays = {}
         plain = []
         for i, other in enumerate(self.others):
             state = other.get_state()
             arrays |= {f"{i}/{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
             plain.append({k: v for k, v in state.items() if not isinstance(v, np.ndarray)})
         numbers = {k: [float(v) for v in values] for k, values in history.items()}
-        state = {"epoch": epoch, "history": numbers, "variables": len(variables), "others": plain}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.stem}.part.npz")
-        np.savez(part, **arrays, **{_STATE: json.dumps(state)})
-        os.replace(part, self.path)
-
-
-def _training_variables(model: keras.Model) -> list:
-    """Everything that a training changes but its metrics: weights, random states, optimizer."""
-    return [*model.trainable_variables, *model.non_trainable_variables, *model.optimizer.variables]
+        write_state(self.path, self.model, {"epoch": epoch, "history": numbers, "others": plain}, arrays)
