@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import kerasdef
 import kerasdef.recipes.mia as recipe
 from kerasdef import cli
+from kerasdef.catalog import METHODS
 
 
 def commands(command=None, path=()):
@@ -50,6 +51,7 @@ def refused(monkeypatch, capsys, *words):
 
 def test_there_are_the_commands_that_we_know():
     found = {("train", "mia"), ("attack",), ("export",), ("report",), ("list", "attacks"), ("list", "datasets")}
+    found |= {("train", "iar"), ("list", "methods")} | {("train", name) for name in METHODS}
     assert set(LEAVES) == found
 
 
