@@ -39,7 +39,8 @@ def draw_all(report: Report) -> dict[str, tuple[Figure, str]]:
     drawn = {}
     attacked = [c for c in COLUMNS if report.attacks(c)]
     if any(report.attacks(c, report.main) for c in COLUMNS):
-        caption = f"What {report.main} said of attacked images. Left and right are different attackers."
+        caption = f"What {report.main} said of attacked images."
+        caption += " Left and right are different attackers." if len(report.columns) > 1 else ""
         drawn["paper_vs_adaptive"] = paper_vs_adaptive(report), caption
     if report.attacks("paper"):
         caption = "Labeled right: the true class, or adversarial for attacked images where a model can say so."
@@ -164,6 +165,7 @@ def learning_curves(history: Mapping[str, Mapping], metric: str = "accuracy", *,
         for key, style, color, label in (
             (metric, "-", 0, "training"),
             (f"val_{metric}", "--", 3, "validation"),
+            (f"val_robust_{metric}", ":", 2, "validation, attacked"),
         ):
             if key in values:
                 y = np.asarray(values[key], dtype="float64")
@@ -235,7 +237,8 @@ def detection_roc(report: Report, model: str | None = None) -> Figure:
 def paper_vs_adaptive(report: Report, model: str | None = None) -> Figure:
     """What a model said of attacked images, the two columns side by side, as stacked bars."""
     model = report.main if model is None else checks.one_of("model", model, report.models)
-    figure, axes = _figure(2, max(len(report.attacks(c, model)) for c in COLUMNS) * 2)
+    columns = report.columns
+    figure, axes = _figure(len(columns), max(len(report.attacks(c, model)) for c in columns) * 2)
     parts = [
         ("detected", "labeled adversarial", COLORS[0], ""),
         ("adversarial_accuracy", "labeled true class", COLORS[5], ".."),
@@ -243,7 +246,7 @@ def paper_vs_adaptive(report: Report, model: str | None = None) -> Figure:
     parts.append(("attack_success", "fooled", COLORS[3], "//"))
     if report.rejects(model) is None:
         parts = parts[1:]
-    for ax, column in zip(axes, COLUMNS, strict=True):
+    for ax, column in zip(axes, columns, strict=True):
         attacks = report.attacks(column, model)
         rows = [report.metrics(model, attack, column) for attack in attacks]
         base, at = np.zeros(len(rows)), np.arange(len(rows))
@@ -276,7 +279,8 @@ def paper_vs_adaptive(report: Report, model: str | None = None) -> Figure:
         _attack_axis(ax, attacks, "attacked images")
         ax.set_title(_TITLES[column] + sizes, fontsize=10)
     _legend(figure, *axes)
-    return _titled(figure, report, f"{model}, two columns that never mix")
+    what = "two columns that never mix" if len(columns) > 1 else _TITLES[columns[0]].lower()
+    return _titled(figure, report, f"{model}, {what}")
 
 
 def _scored(report: Report, model: str | None = None) -> list:

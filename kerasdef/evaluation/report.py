@@ -421,11 +421,18 @@ class Report:
             else [r for r in rows if not r[0].startswith(("adversarial or", "attacked: labeled adv"))]
         )
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that short tables show: both, or the adaptive one where no model has anything in the other."""
+        return COLUMNS if any(o.column == "paper" for o in self.outcomes) else ("adaptive",)
+
     def _headline(self) -> Table:
-        table = _table(f"{self.main}: two columns that never mix", "", TITLES["paper"], TITLES["adaptive"])
-        table.add_row(*_texts("", MEANINGS["paper"], MEANINGS["adaptive"]), end_section=True)
-        for row in self.side_by_side():
-            table.add_row(*_texts(*row))
+        shown = self.columns
+        title = f"{self.main}: two columns that never mix" if len(shown) > 1 else self.main
+        table = _table(title, "", *[TITLES[c] for c in shown])
+        table.add_row(*_texts("", *[MEANINGS[c] for c in shown]), end_section=True)
+        for name, *cells in self.side_by_side():
+            table.add_row(*_texts(name, *[cells[COLUMNS.index(c)] for c in shown]))
         return table
 
     def _paper_tables(self, models: Sequence[str]) -> list[Table]:

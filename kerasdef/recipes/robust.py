@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -171,6 +172,21 @@ class _Run:
         name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
         if loss is not None and name not in (*_LOSSES, *_LOSS_NAMES):
             raise ValueError(f"`model` must be compiled with a classification loss, or not at all. Received: {name}")
+        self.rehearse(model)
+
+    def rehearse(self, model: keras.Model) -> None:
+        """Make the trainer once, with other classifiers untrained: settings and networks that do not fit come out."""
+
+        def other(title, network, wrap=None):
+            fresh = self.build(None if network is None else networks.NETWORKS[_known(network)], title)
+            if wrap is not None:
+                wrap(fresh)
+            return fresh
+
+        job = Job(model, self.s, self.batches, 0, other)
+        self.method.trainer(job)
+        self.method.callbacks(job)
+        self.method.full(job)
 
     def record(self, model: keras.Model) -> dict:
         """Everything the results depend on."""
@@ -182,7 +198,7 @@ class _Run:
             "method settings": dataclasses.asdict(self.method),
             "dataset": d.name,
             "fingerprint": fingerprint(*arrays),
-            "network": model.name,
+            "network": re.sub(r"_\d+$", "", model.name),  # Keras counts the models of a process that have no name
             "architecture": f"{zlib.crc32(str([tuple(w.shape) for w in model.weights]).encode()):08x}",
             "callbacks": [type(c).__name__ for c in self.callbacks],
             "backend": backend.NAME,
