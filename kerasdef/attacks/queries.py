@@ -304,9 +304,10 @@ class QueryAttack(Attack):
             tick(int(state["done"].sum()))
             while len(rows := np.flatnonzero(~state["done"])[:batch_size]):
                 part = {k: v[rows] for k, v in state.items()}
-                self.round(ask, part)
-                part["moves"] += 1
-                part["done"] |= ask.left(rows) < self.least
+                while not part["done"].any():  # the same samples as long as none is done
+                    self.round(ask, part)
+                    part["moves"] += 1
+                    part["done"] |= ask.left(rows) < self.least
                 for k, v in part.items():
                     if k not in ("row", "x", "seed"):
                         state[k][rows] = v

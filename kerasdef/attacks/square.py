@@ -78,12 +78,19 @@ class Square(QueryAttack):
         length = max(1, (self.queries - 1) // self.restarts)
         at = part["moves"] % length
         first = at == 0
-        new = np.empty_like(now)
-        new[first] = rule.start(x[first], eps[first], seeds[first], self.bounds)
-        halvings = np.searchsorted(_HALVINGS * length, at)
-        for k in np.unique(halvings[~first]):  # squares of one size together
-            rows = np.flatnonzero(~first & (halvings == k))
-            new[rows] = rule.move(x[rows], now[rows], eps[rows], seeds[rows], self.p_init / 2.0**k, self.bounds)
+        sizes = np.where(first, -1, np.searchsorted(_HALVINGS * length, at))
+        kinds = np.unique(sizes)
+        new = np.empty_like(now) if len(kinds) > 1 else None
+        for k in kinds:  # first points, and squares of one size, together
+            rows = slice(None) if len(kinds) == 1 else np.flatnonzero(sizes == k)
+            if k < 0:
+                moved = rule.start(x[rows], eps[rows], seeds[rows], self.bounds)
+            else:
+                moved = rule.move(x[rows], now[rows], eps[rows], seeds[rows], self.p_init / 2.0**k, self.bounds)
+            if new is None:
+                new = moved
+            else:
+                new[rows] = moved
         new = new.reshape(part["x"].shape)
         value, reached = ask(part["row"], new)
         better = first | (value > part["value"])

@@ -159,7 +159,7 @@ def learning_curves(history: Mapping[str, Mapping], metric: str = "accuracy", *,
         raise ValueError(f"`metric` must be one of {', '.join(sorted(known))}. Received: metric={metric!r}")
     wide = min(4, len(shown))
     tall = math.ceil(len(shown) / wide)
-    figure = Figure(figsize=(2.7 * wide + 0.8, 1.9 * tall + 1.0), layout="constrained")
+    figure = Figure(figsize=(max(2.7 * wide + 0.8, 5.2), 1.9 * tall + 1.0), layout="constrained")
     axes = figure.subplots(tall, wide, squeeze=False, sharey=True).ravel()
     for ax, (name, values) in zip(axes, shown.items(), strict=False):
         for key, style, color, label in (
