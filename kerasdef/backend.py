@@ -53,6 +53,14 @@ def jit() -> bool | str:
     return has_gpu() if NAME == "tensorflow" else "auto"
 
 
+def replica():
+    """Number of the replica that this runs on, an int32 scalar: 0 but under a strategy of `tf.distribute`."""
+    if NAME == "tensorflow":
+        context = tf.distribute.get_replica_context()
+        return keras.ops.cast(0 if context is None else context.replica_id_in_sync_group, "int32")
+    return keras.ops.cast(0, "int32")
+
+
 def gradient(fn: Callable) -> Callable:
     """Differentiate per-sample values by their own inputs.
 

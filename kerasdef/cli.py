@@ -236,8 +236,12 @@ def _training_command(name: str, info: MethodInfo):
             autoattack=autoattack,
             seed=seed,
             out=out,
-            **dict(_setting(text) for text in settings or ()),
         )
+        for text in settings or ():
+            key, value = _setting(text)
+            if key in given or key in ("method", "data", "model"):
+                raise ValueError(f"`--set` is for the settings of the method. Received: {key}")
+            given[key] = value
         _load_backend()
         from kerasdef.recipes import robust
 

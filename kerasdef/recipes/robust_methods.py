@@ -283,7 +283,10 @@ class Multistage(Method):
 
     def __post_init__(self):
         for name in ("radii", "steps", "shares"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if not isinstance(value, tuple | list) or not all(isinstance(v, int | float) for v in value):
+                raise ValueError(f"`{name}` must be numbers, one for each stage. Received: {name}={value!r}")
+            object.__setattr__(self, name, tuple(value))
         if not len(self.radii) == len(self.steps) == len(self.shares) or not self.radii:
             raise ValueError(
                 "`radii`, `steps` and `shares` must have one value for each stage. "

@@ -15,6 +15,7 @@ from kerasdef.attacks import Goal, StepAttack
 from kerasdef.training.objectives import Batch, Madry, Objective, kl_divergence
 from kerasdef.training.schedules import Radius
 
+_REPLICA = 0x3C6EF35F  # any odd number: seeds are hashed
 _TINY = 1e-12  # keeps a direction finite where all gradients are zero
 
 
@@ -197,6 +198,7 @@ class AdversarialTraining(keras.Model):
         """
         n = ops.shape(x)[0]
         seeds = keras.random.randint((n,), 0, 2**31 - 1, dtype="int32", seed=self.draws)
+        seeds = seeds + _REPLICA * backend.replica()  # replicas share the generator
         seen = self.source.models or (self.view,)
         pairs = [(view, attack) for view in seen for attack in self._climbing]
         if len(pairs) == 1:

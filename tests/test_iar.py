@@ -1,0 +1,593 @@
+"""Iterative adversarial retraining on a few digits: what it returns, what it repeats, what it refuses."""
+
+import dataclasses
+import json
+import re
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import kerasdef
+import kerasdef.recipes.iar as recipe
+from kerasdef import cli, models
+from kerasdef.attacks import FGSM, CarliniWagner
+from kerasdef.attacks.goals import Evade
+from kerasdef.evaluation import Report
+from kerasdef.recipes.iar_settings import CW_RADIUS, RHO, Within, default_attacks
+
+EPS = 0.15
+BOXES = ["fgsm", "pgd", "bim", "cw"]
+
+
+def _dense(input_shape, outputs, seed, units):
+    glorot = [keras.initializers.GlorotUniform(seed=2 * seed + i) for i in range(2)]
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            layers.Flatten(),
+            layers.Dense(units, activation="relu", kernel_initializer=glorot[0]),
+            layers.Dropout(0.1, seed=seed),  # a random state that a resumed run has to take up
+            layers.Dense(outputs, kernel_initializer=glorot[1]),
+        ]
+    )
+
+
+def tiny(input_shape, outputs, *, seed=0):
+    return _dense(input_shape, outputs, seed, 48)
+
+
+def other(input_shape, outputs, *, seed=0):
+    return _dense(input_shape, outputs, seed, 32)
+
+
+class Watched:
+    """FGSM that keeps what it was asked for; raises KeyboardInterrupt at the call number `stop_at` of a round."""
+
+    def __init__(self, round_size=120, stop_at=None):
+        self.attack, self.round_size, self.stop_at, self.seeds = FGSM(eps=EPS), round_size, stop_at, []
+
+    def __repr__(self):
+        return "Watched()"
+
+    def __call__(self, model, x, y, *, seed=0, progress=None):
+        if len(x) == self.round_size:
+            self.seeds.append(seed)
+            if len(self.seeds) == self.stop_at:
+                raise KeyboardInterrupt
+        return self.attack(model, x, y, seed=seed, progress=progress)
+
+
+def settings(**changes):
+    common = {
+        "eps": EPS,
+        "attacks": {"fgsm": FGSM(eps=EPS)},
+        "iterations": 40,
+        "round_size": 120,
+        "batch_size": 45,  # fifteen of each of three kinds: eight batches in a round, five rounds
+        "learning_rate": 5e-3,
+        "network": tiny,
+        "surrogate": other,
+        "epochs": 8,
+        "n_test": 40,
+        "autoattack": False,
+        "show": False,
+    }
+    return common | changes
+
+
+def weights(model):
+    return [keras.ops.convert_to_numpy(v) for v in model.variables]
+
+
+def same(found, wanted):
+    return all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def contents(folder):
+    """Bytes of every file."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def data(digits):
+    """Digits as (x, y)."""
+    x, y, _, _ = digits
+    return x[:1000], y[:1000]
+
+
+@pytest.fixture
+def lean(monkeypatch):
+    """Runs that only train and see the paper's column: nothing is exported, drawn or attacked adaptively."""
+    monkeypatch.setattr(recipe._Run, "adaptive", lambda self, pieces, model: [])
+    monkeypatch.setattr(recipe.Report, "save", lambda self, folder: {})
+    monkeypatch.setattr(recipe.IAR, "export", lambda self, path, to="saved_model": path)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """One run with the paper's attacks and a folder: (result, folder)."""
+    folder = tmp_path_factory.mktemp("iar") / "run"
+    changes = {"attacks": None, "iterations": 16, "batch_size": 90}  # two rounds
+    return kerasdef.train_iar(data, **settings(out=folder, **changes)), folder
+
+
+@pytest.fixture(scope="module")
+def plain(data):
+    """One run with a single attack, without a folder."""
+    return kerasdef.train_iar(data, **settings())
+
+
+@pytest.fixture(scope="module")
+def rejecting(data):
+    """A run that labels adversarial images K: (result, the shares of each round, goals of the adaptive attacks)."""
+    given, goals = [], []
+
+    class Kept(recipe.Shares):
+        def __init__(self, parts, *args, **kwargs):
+            given.append(list(parts))
+            super().__init__(parts, *args, **kwargs)
+
+    def pgd(**options):
+        goals.append(options["goal"])
+        return recipe_pgd(**options)
+
+    recipe_pgd = recipe.PGD
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "Shares", Kept)
+        patch.setattr(recipe, "PGD", pgd)
+        result = kerasdef.train_iar(data, **settings(adversarial_label="reject"))
+    return result, given, goals
+
+
+# -- what comes back ----------------------------------------------------------------------------------------------
+
+
+def test_the_report_holds_white_and_gray_box_before_and_after_and_the_adaptive_column_after(run):
+    report = run[0].report
+    assert report.models == ["before", "after"]
+    for model in report.models:
+        assert report.attacks("paper", model) == [*BOXES, *(f"gray_{name}" for name in BOXES)]
+        assert all(len(report.outcome(model, a)) == 40 for a in ("clean", *report.attacks("paper", model)))
+    assert report.attacks("adaptive", "before") == []
+    assert report.attacks("adaptive", "after") == ["pgd", "margin_pgd"]
+    assert set(report.history) == {"before", "after"}
+
+
+def test_the_table_has_a_row_for_each_box_and_attack_with_the_numbers_of_the_report(run):
+    result = run[0]
+    table = result.table().set_index(["attacker", "attack"])
+    assert list(table.index) == [(box, a) for box in ("white box", "gray box") for a in BOXES]
+    for model in ("before", "after"):
+        row = result.report.metrics(model, "gray_pgd")
+        assert table.loc[("gray box", "pgd"), model] == 100 * row["adversarial_accuracy"]
+        assert table.loc[("gray box", "pgd"), f"{model}, not fooled"] == 100 * row["withstood"]
+
+
+def test_gray_box_images_are_made_on_the_surrogate_and_are_the_same_for_both_models(run, judged):
+    result, folder = run
+    x, y = judged
+    for name in BOXES:
+        with np.load(folder / "pieces" / "attacks" / f"gray-{name}.npz") as file:
+            images = file["x"]
+        for label, model in (("before", result.before), ("after", result.model)):
+            found = result.report.outcome(label, f"gray_{name}")
+            np.testing.assert_array_equal(found.predicted, models.predict_logits(model, images).argmax(axis=1))
+        fooled = models.predict_logits(result.surrogate, images).argmax(axis=1) != y
+        clean = models.predict_logits(result.surrogate, x).argmax(axis=1) != y
+        assert fooled.sum() > clean.sum()
+
+
+def test_every_attack_stays_in_its_ball(run, judged):
+    folder, x = run[1], judged[0]
+    for box in ("before", "after", "gray"):
+        for name in BOXES:
+            with np.load(folder / "pieces" / "attacks" / f"{box}-{name}.npz") as file:
+                images = file["x"]
+            delta = (images - x).reshape(len(x), -1)
+            size = np.linalg.norm(delta, axis=1) if name == "cw" else np.abs(delta).max(axis=1)
+            radius = CW_RADIUS * np.sqrt(64 / 784) if name == "cw" else EPS
+            assert size.max() <= radius + 1e-5  # float32
+            assert images.min() >= 0
+            assert images.max() <= 1
+
+
+@pytest.fixture(scope="module")
+def judged(data, run):
+    """The test images that the run with a folder was judged on, and their classes."""
+    saved = json.loads((run[1] / "run.json").read_text())
+    dataset = kerasdef.datasets.as_dataset(data).resplit(saved["test_size"], seed=saved["seed"])
+    rows = run[0].report.outcome("after", "clean").index
+    return dataset.x_test[rows], dataset.y_test[rows]
+
+
+def test_retraining_makes_the_classifier_withstand_more(plain, data):
+    found = {m: plain.report.metrics(m, "fgsm")["adversarial_accuracy"] for m in ("before", "after")}
+    assert found["after"] > found["before"] + 0.1
+    assert plain.score(*data) > 0.8
+
+
+def test_predict_gives_labels_up_to_k_and_score_is_their_accuracy(rejecting, data):
+    result, x, y = rejecting[0], *data
+    found = result.predict(FGSM(eps=EPS)(result.before, x, y, progress=False))
+    assert found.max() == 10
+    assert result.score(x, y) == np.mean(result.predict(x) == y)
+
+
+def test_attacks_of_ones_own_are_used_by_name(plain):
+    assert plain.report.attacks("paper") == ["fgsm", "gray_fgsm"]
+    assert [k for k in plain.history if k.startswith("rho_")] == ["rho_fgsm"]
+    assert plain.report.settings["attacks"] == {"fgsm": repr(FGSM(eps=EPS))}
+
+
+@pytest.mark.usefixtures("lean")
+def test_every_round_makes_fresh_images_on_other_training_images(data):
+    attack = Watched()
+    kerasdef.train_iar(data, **settings(attacks={"fgsm": attack}, iterations=24, epochs=1))
+    assert len(attack.seeds) == len(set(attack.seeds)) == 3
+
+
+# -- the rule -----------------------------------------------------------------------------------------------------
+
+
+def test_the_rule_fires_after_the_first_round_with_every_rho_at_the_threshold(run, plain, rejecting):
+    fired = []
+    for result in (run[0], plain, rejecting[0]):
+        rho = np.array([v for k, v in result.history.items() if k.startswith("rho_")])
+        met = np.flatnonzero(np.all(rho >= RHO, axis=0))
+        assert result.fired == (int(met[0]) + 1 if len(met) else None)
+        fired.append(result.fired)
+    assert plain.fired is not None
+
+
+@pytest.mark.usefixtures("lean")
+def test_rho_is_the_accuracy_of_held_out_images_under_attack_after_less_before(data, monkeypatch):
+    """A network that is perfect from the second look on: rho is 1 less the share before."""
+    looks = iter([{"fgsm": 0.25}, {"fgsm": 0.30}, {"fgsm": 0.35}, {"fgsm": 0.34}])
+    monkeypatch.setattr(recipe._Run, "withstood", lambda self, model: next(looks))
+    result = kerasdef.train_iar(data, **settings(iterations=24, epochs=1))
+    assert result.history["rho_fgsm"] == pytest.approx([0.05, 0.10, 0.09])
+    assert result.history["val_robust_accuracy"] == [0.30, 0.35, 0.34]
+
+
+@pytest.mark.usefixtures("lean")
+@pytest.mark.parametrize(
+    ("looks", "fired"),
+    [
+        ([(0.2, 0.2), (0.4, 0.25), (0.1, 0.4), (0.35, 0.35)], 3),  # one attack is not enough
+        ([(0.2, 0.2), (0.4, 0.4), (0.2, 0.2), (0.4, 0.4)], 1),  # the first time counts
+        ([(0.2, 0.2), (0.25, 0.25), (0.25, 0.25), (0.2, 0.2)], None),
+    ],
+)
+def test_the_rule_needs_every_attack_and_counts_the_first_time(data, monkeypatch, looks, fired):
+    given = iter([dict(zip(("fgsm", "again"), look, strict=True)) for look in looks])
+    monkeypatch.setattr(recipe._Run, "withstood", lambda self, model: next(given))
+    attacks = {"fgsm": Copy(), "again": Copy()}
+    result = kerasdef.train_iar(data, **settings(attacks=attacks, batch_size=60, iterations=24, epochs=1))
+    assert result.fired == fired
+    assert len(result.history["loss"]) == 3
+    words = "did not fire" if fired is None else f"fired after round {fired} of 3"
+    assert words in " ".join(result.report.notes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """An attack that changes nothing."""
+
+    def __call__(self, model, x, y, *, seed=0, progress=None):
+        return x
+
+
+@pytest.mark.usefixtures("lean")
+def test_stop_ends_where_the_rule_fires_and_is_the_same_training_up_to_there(data, plain):
+    stopped = kerasdef.train_iar(data, **settings(stop="rho"))
+    rounds = len(stopped.history["loss"])
+    assert rounds == stopped.fired == plain.fired
+    assert rounds < len(plain.history["loss"]) == 5
+    assert stopped.history == {k: v[:rounds] for k, v in plain.history.items()}
+
+
+# -- both labels --------------------------------------------------------------------------------------------------
+
+
+def test_adversarial_images_keep_their_class_or_are_labeled_k(data, rejecting, monkeypatch):
+    _, given, _ = rejecting
+    assert len(given) == 5
+    for (clean, y), (noisy, y_noisy), (attacked, label) in given:
+        np.testing.assert_array_equal(label, 10)
+        np.testing.assert_array_equal(y, y_noisy)
+        assert len(clean) == len(noisy) == len(attacked) == 120
+        assert noisy.min() >= 0
+        assert noisy.max() <= 1
+        inner = (clean > 0.4) & (clean < 0.6)
+        assert np.std((noisy - clean)[inner]) == pytest.approx(0.1, rel=0.15)  # a few hundred values
+        assert np.abs(attacked - clean).max() <= EPS + 1e-6  # float32
+    kept = []
+    monkeypatch.setattr(recipe, "Shares", lambda parts, *args, **kwargs: kept.append(parts) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        kerasdef.train_iar(data, **settings(epochs=1))
+    (_, y), _, (_, label) = kept[0]
+    np.testing.assert_array_equal(label, y)
+
+
+def test_the_attacker_of_a_rejecting_classifier_wants_a_label_neither_true_nor_k(rejecting):
+    result, _, goals = rejecting
+    report = result.report
+    assert [g for g in goals if g is not None] == [Evade(10)] * 2
+    for attack in ("pgd", "margin_pgd"):
+        o = report.outcome("after", attack, "adaptive")
+        good = (o.predicted == o.y) | (o.predicted == 10)
+        assert report.metrics("after", attack, "adaptive")["robust_accuracy"] == np.mean(good)
+    assert report.metrics("after", "gray_fgsm")["detected"] > 0.3
+    assert report.rejects("after") == 10
+    assert "with the label 10" in " ".join(report.notes)
+
+
+def test_a_classifier_of_true_labels_never_says_k(plain):
+    for o in plain.report.outcomes:
+        assert o.predicted.max() < 10
+
+
+# -- the same again -----------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_weights_and_report(data, plain):
+    again = kerasdef.train_iar(data, **settings())
+    assert same(weights(again.model), weights(plain.model))
+    assert again.report == plain.report
+    assert again.history == plain.history
+
+
+@pytest.mark.usefixtures("lean")
+def test_another_seed_gives_other_weights(data, plain):
+    other_seed = kerasdef.train_iar(data, **settings(seed=1))
+    assert not same(weights(other_seed.model), weights(plain.model))
+    assert other_seed.history != plain.history
+
+
+@pytest.mark.usefixtures("lean")
+@pytest.mark.parametrize(
+    "stop_at", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
+def test_a_run_that_was_killed_in_a_round_ends_with_the_same_weights(data, plain, tmp_path, stop_at):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        kerasdef.train_iar(data, **settings(attacks={"fgsm": Watched(stop_at=stop_at)}, out=folder))
+    assert (folder / "training.npz").exists() == (stop_at > 1)
+    assert not (folder / "report.json").exists()
+    attack = Watched()
+    again = kerasdef.train_iar(data, **settings(attacks={"fgsm": attack}, out=folder))
+    assert len(attack.seeds) == 5 - (stop_at - 1)  # the rounds that were done are not done again
+    assert same(weights(again.model), weights(plain.model))
+    assert again.history == plain.history
+    assert not (folder / "training.npz").exists()
+    assert not list(folder.rglob(".*"))  # nothing half written is left
+
+
+def test_a_finished_run_is_read_and_not_repeated(data, run, monkeypatch):
+    result, folder = run
+    before = contents(folder / "pieces")
+    monkeypatch.setattr(recipe, "fit", None)  # calling it would fail
+    monkeypatch.setattr(recipe._Run, "retrain", None)
+    changes = {"attacks": None, "iterations": 16, "batch_size": 90}
+    again = kerasdef.train_iar(data, **settings(out=folder, **changes))
+    assert contents(folder / "pieces") == before
+    assert again.report == result.report
+    assert (again.fired, again.history) == (result.fired, result.history)
+    for name in ("model", "before", "surrogate"):
+        assert same(weights(getattr(again, name)), weights(getattr(result, name)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, r"seed=1 \(there: 0\)"),
+        ({"adversarial_label": "reject"}, "adversarial_label="),
+        ({"weight": 0.4}, "weight=0.4"),
+        ({"stop": "rho"}, 'stop="rho"'),
+        ({"attacks": {"fgsm": FGSM(eps=0.2)}, "batch_size": 45}, "attacks="),
+        ({"network": other}, "networks="),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_other_settings_in_the_same_folder_are_refused_and_nothing_is_overwritten(data, run, changes, named):
+    before = contents(run[1])
+    given = {"attacks": None, "iterations": 16, "batch_size": 90} | changes
+    with pytest.raises(ValueError, match="`out` must be a new folder") as error:
+        kerasdef.train_iar(data, **settings(out=run[1], **given))
+    assert re.search(named, str(error.value))
+    assert contents(run[1]) == before
+
+
+def test_the_folder_holds_the_report_and_two_exports_that_decide_as_the_classifier(data, run):
+    result, folder = run
+    assert result.out == folder
+    assert all(path.exists() for path in result.files.values())
+    assert {"report.json", "report.html", "model", "saved_model"} <= set(result.files)
+    assert result.files["model"] == folder / "iar.keras"
+    assert result.files["saved_model"] == folder / "saved_model"
+    assert Report.load(folder) == result.report
+    x = data[0][:50]
+    loaded = keras.saving.load_model(folder / "iar.keras", compile=False)
+    found = loaded(x)
+    label = found["label"] if isinstance(found, dict) else keras.ops.convert_to_numpy(found).argmax(axis=1)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(label), result.predict(x))
+
+
+# -- pieces of it -------------------------------------------------------------------------------------------------
+
+
+class Beyond:
+    """Stands for an attack without a radius: images moved by noise of a size of their own."""
+
+    bounds = (0.0, 1.0)
+
+    def __call__(self, model, x, y, *, seed=0, progress=None):
+        rng = np.random.default_rng(seed)
+        return np.clip(x + rng.uniform(0, 0.4, (len(x), 1, 1, 1)) * rng.normal(size=x.shape), 0, 1).astype("float32")
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+def test_within_brings_changes_beyond_the_ball_onto_it_and_leaves_the_others(norm, seed):
+    x = np.random.default_rng(99).random((40, 6, 6, 1)).astype("float32")
+    eps = {"l2": 1.0, "linf": 0.4, "l1": 6.0}[norm]
+    whole = Beyond()(None, x, None, seed=seed)
+    found = Within(Beyond(), eps, norm)(None, x, None, seed=seed)
+    before, after = (_size(v - x, norm) for v in (whole, found))
+    assert np.any(before > eps)
+    assert np.any(before < eps)
+    assert np.all(after <= eps * (1 + 1e-5))  # float32
+    inside = before < eps * (1 - 1e-5)
+    np.testing.assert_allclose(found[inside], whole[inside], atol=1e-6)
+    np.testing.assert_allclose(after[~inside], eps, rtol=1e-4)
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+def _size(delta, norm):
+    delta = np.abs(delta.reshape(len(delta), -1).astype("float64"))
+    return {"l2": np.linalg.norm(delta, axis=1), "linf": delta.max(axis=1), "l1": delta.sum(axis=1)}[norm]
+
+
+def test_the_attacks_are_the_papers_four_and_the_radius_of_carlini_and_wagner_goes_with_the_size():
+    gray, large = default_attacks(0.1, 784), default_attacks(0.2, 4 * 784)
+    assert list(gray) == BOXES
+    assert [gray[k].eps for k in BOXES] == [0.1, 0.1, 0.1, 1.5]
+    assert [large[k].eps for k in BOXES] == [0.2, 0.2, 0.2, 3.0]
+    assert isinstance(gray["cw"].attack, CarliniWagner)
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------
+
+
+def ten_outputs(input_shape, outputs, *, seed=0):
+    return tiny(input_shape, 10, seed=seed)
+
+
+def nothing(input_shape, outputs, *, seed=0):
+    return None
+
+
+@pytest.fixture
+def refusal(monkeypatch, tmp_path):
+    """A call that gives what the ValueError of a run says, and the files that the run left; it must not train."""
+
+    def fit(*args, **kwargs):
+        pytest.fail("training began")
+
+    monkeypatch.setattr(recipe, "fit", fit)
+
+    def call(data, **changes):
+        with pytest.raises(ValueError) as error:
+            kerasdef.train_iar(data, **settings(out=tmp_path / "run", **changes))
+        return str(error.value), list(tmp_path.iterdir())
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"adversarial_label": "K"}, "`adversarial_label` must be one of"),
+        ({"adversarial_label": "rejct"}, "Did you mean 'reject'"),
+        ({"weight": 1.5}, "`weight` must be"),
+        ({"weight": -0.1}, "`weight` must be"),
+        ({"weight": float("nan")}, "`weight` must be"),
+        ({"smoothing": 1.0}, "`smoothing` must be"),
+        ({"smoothing": -0.1}, "`smoothing` must be"),
+        ({"noise": -1}, "`noise` must be"),
+        ({"iterations": 0}, "`iterations` must be a positive integer"),
+        ({"iterations": 2.5}, "`iterations` must be a positive integer"),
+        ({"batch_size": 46}, "`batch_size` must be a multiple of 3, the kinds of images. Received: batch_size=46"),
+        ({"batch_size": 128, "attacks": None}, "`batch_size` must be a multiple of 6"),
+        ({"batch_size": 0}, "`batch_size` must be a positive integer"),
+        ({"round_size": 10}, "`round_size` must be at least 15. Received: round_size=10"),
+        ({"round_size": 0}, "`round_size` must be a positive integer"),
+        ({"stop": "early"}, "`stop` must be None or \"rho\". Received: stop='early'"),
+        ({"attacks": {}}, "`attacks` must name at least one attack"),
+        ({"attacks": {"fgsm": 0.3}}, "`attacks` must map names to callables. Received: 'fgsm': 0.3"),
+        ({"attacks": {"a/b": FGSM()}}, "`attacks` must map names to callables. Received: 'a/b'"),
+        ({"eps": 0}, "`eps` must be"),
+        ({"eps": "much"}, "`eps` must be"),
+        ({"epochs": 0}, "`epochs` must be a positive integer"),
+        ({"learning_rate": 0}, "`learning_rate` must be"),
+        ({"n_test": 0}, "`n_test` must be a positive integer"),
+        ({"seed": -1}, "`seed` must be"),
+        ({"network": "cnn1"}, "Did you mean 'cnn11'"),
+        ({"surrogate": "target_dn"}, "Did you mean 'target_dnn'"),
+        ({"network": ten_outputs}, "`network` must give a keras.Model with 11 outputs. Received: .*10"),
+        ({"surrogate": nothing}, "`surrogate` must give a keras.Model with 11 outputs. Received: NoneType"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_one_line_before_any_training(refusal, data, changes, said):
+    message, left = refusal(data, **changes)
+    assert re.search(said, message)
+    assert "\n" not in message
+    assert left == []
+
+
+def test_rows_and_other_bounds_are_refused(refusal, data):
+    x, y = data
+    wide = kerasdef.Dataset.from_arrays(2 * x - 1, y, 2 * x - 1, y, bounds=(-1.0, 1.0))
+    for given in ((x.reshape(len(x), -1), y), wide):
+        message, left = refusal(given)
+        assert "`data` must be images in the bounds (0, 1)" in message
+        assert left == []
+
+
+def test_a_folder_with_other_files_is_refused(data, tmp_path):
+    (tmp_path / "thesis.txt").write_text("do not lose this")
+    with pytest.raises(ValueError, match="holds other files"):
+        kerasdef.train_iar(data, **settings(out=tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+# -- the command line ---------------------------------------------------------------------------------------------
+
+
+def call(monkeypatch, capsys, *words):
+    monkeypatch.setattr("sys.argv", ["kerasdef", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code, *capsys.readouterr()
+
+
+def test_each_option_of_the_command_arrives(monkeypatch, capsys):
+    given = {}
+    answer = SimpleNamespace(files={}, report=SimpleNamespace(table=lambda: "the table"))
+    monkeypatch.setattr(recipe, "train", lambda data, **kwargs: given.update(kwargs, data=data) or answer)
+    words = (
+        "--dataset mnist --eps 1/4 --adversarial-label reject --weight 0.4 --smoothing 0.2 --noise 0.05 --iterations 9 "
+        "--round-size 99 --stop rho --network eat1 --surrogate eat2 --epochs 3 --batch-size 12 --learning-rate 0.01 "
+        "--n-test 8 --no-autoattack --seed 5 --out there"
+    )
+    status, out, err = call(monkeypatch, capsys, "train", "iar", *words.split())
+    assert (status, out) == (0, "the table\n"), err
+    assert str(given.pop("out")) == "there"
+    wanted = {"data": "mnist", "eps": 0.25, "adversarial_label": "reject", "weight": 0.4, "smoothing": 0.2}
+    wanted |= {"noise": 0.05, "iterations": 9, "round_size": 99, "stop": "rho", "network": "eat1"}
+    wanted |= {"surrogate": "eat2", "epochs": 3, "batch_size": 12, "learning_rate": 0.01, "n_test": 8}
+    assert given == wanted | {"autoattack": False, "seed": 5}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--adversarial-label both", "`adversarial_label` must be one of"),
+        ("--batch-size 100", "`batch_size` must be a multiple of 6"),
+        ("--stop soon", '`stop` must be None or "rho"'),
+        ("--eps wide", "`eps` must be a number or a fraction"),
+        ("--network cnn1", "Did you mean 'cnn11'"),
+    ],
+)
+def test_a_wrong_value_on_the_command_line_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, words, said):
+    status, out, err = call(monkeypatch, capsys, "train", "iar", *words.split(), "--out", tmp_path / "run")
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
