@@ -278,7 +278,7 @@ def test_bad_arguments_are_refused():
         AdversarialTraining(model, FGSM(), "trades")
     with pytest.raises(ValueError, match="`source` must be models of the inputs"):
         AdversarialTraining(model, FGSM(), source=(dense(d=7),))
-    with pytest.raises(ValueError, match="must have the settings"):
+    with pytest.raises(ValueError, match="must have a setting `loss`"):
         AdversarialTraining(model, CarliniWagner(steps=2), Trades())
     with pytest.raises(ValueError, match="must be built"):
         AdversarialTraining(keras.Sequential([layers.Dense(3)]), FGSM())
