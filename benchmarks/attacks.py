@@ -421,7 +421,8 @@ def write(found: dict, path: Path | None) -> None:
         path.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def _mark(value: float, limit: float | None, at_most: bool = False) -> str:
+def mark(value: float, limit: float | None, at_most: bool = False) -> str:
+    """What a bar says of a value."""
     if limit is None:
         return ""
     return f"{'<=' if at_most else '>='} {limit:g}{'' if (value <= limit) == at_most else ' MISSED'}"
@@ -450,7 +451,7 @@ def show(found: dict) -> None:
                 row["name"],
                 str(row["n"]),
                 f"{mine['seconds']:.2f}",
-                "" if over is None else f"{over:.2f} {_mark(over, row['overhead_to_reach'], True)}",
+                "" if over is None else f"{over:.2f} {mark(over, row['overhead_to_reach'], True)}",
                 f"{mine['accuracy_left']:.1%}",
                 f"{mine['mean_loss']:.2f}",
                 f"{mine['median_change']:.3f}",
@@ -462,7 +463,7 @@ def show(found: dict) -> None:
                 table.add_row(
                     *first,
                     name,
-                    f"{fast:.2f} {_mark(fast, theirs['to_reach'])}",
+                    f"{fast:.2f} {mark(fast, theirs['to_reach'])}",
                     f"{theirs['accuracy_left']:.1%}",
                     f"{theirs['mean_loss']:.2f}",
                     f"{theirs['median_change_ratio']:.3f}",
