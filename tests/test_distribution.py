@@ -8,7 +8,10 @@ import pytest
 
 from kerasdef import backend
 
-pytestmark = pytest.mark.skipif(backend.NAME != "tensorflow", reason="tf.distribute is TensorFlow's")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(backend.NAME != "tensorflow", reason="tf.distribute is TensorFlow's"),
+]
 
 SCRIPT = """
 import contextlib, json, sys

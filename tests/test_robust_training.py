@@ -20,6 +20,7 @@ import kerasdef.recipes.robust as recipe
 import kerasdef.recipes.robust_settings as shared
 from kerasdef import catalog, cli, models, networks
 from kerasdef.attacks import FGSM
+from kerasdef.datasets import as_dataset
 from kerasdef.evaluation import Outcome, Report
 from kerasdef.recipes.robust_methods import METHODS, Multistage
 from kerasdef.training import AdversarialTraining
@@ -140,7 +141,10 @@ FEW = {
 }  # the networks of two of them are the method
 
 
-@pytest.mark.parametrize("method", METHODS)
+OFTEN = ("standard", "pgd", "trades", "fast", "free", "multistage", "distillation")  # the others run with `slow`
+
+
+@pytest.mark.parametrize("method", [m if m in OFTEN else pytest.param(m, marks=pytest.mark.slow) for m in METHODS])
 def test_every_method_trains_and_is_judged_by_attacks_that_know_it(method, data):
     result = kerasdef.train_robust(method, data, **settings(**FEW.get(method, {})))
     report = result.report
@@ -368,6 +372,14 @@ def test_your_own_model_is_trained_in_place(kind, data):
     np.testing.assert_array_equal(moved, result.predict(arrays[2]))
 
 
+@pytest.mark.parametrize("kind", ["one sigmoid", "one logit"])
+def test_a_single_output_is_counted_right_or_wrong_by_its_sign(kind, data):
+    model, arrays = OWN_MODELS[kind](), binary(data)
+    result = kerasdef.train_standard(arrays, model=model, **settings(network=None, epochs=1, n_test=4))
+    divided = as_dataset(arrays).with_validation(0.2, seed=0)
+    assert result.history["val_accuracy"][0] == pytest.approx(result.score(divided.x_valid, divided.y_valid))
+
+
 def test_a_compiled_model_of_yours_with_a_classification_loss_is_taken(data):
     model = own("softmax")
     model.compile("sgd", "sparse_categorical_crossentropy")
@@ -452,6 +464,7 @@ def test_stages_train_with_their_steps_at_their_radius_and_cost_what_the_formula
 # -- half precision -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_residual_net_trains_an_epoch_of_color_images_in_bfloat16_with_augmentation():
     rng = np.random.default_rng(0)
     x, y = rng.random((96, 32, 32, 3), dtype="float32"), np.arange(96) % 4

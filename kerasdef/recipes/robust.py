@@ -220,7 +220,7 @@ class _Run:
             use_ema=self.s.average,
             ema_momentum=min(0.999, 1 - 1 / max(2, self.batches)),  # an average over about an epoch
         )
-        trainer.compile(optimizer, _loss(model), metrics=["accuracy"], jit_compile=backend.jit())
+        trainer.compile(optimizer, _loss(model), metrics=[_accuracy(model)], jit_compile=backend.jit())
 
     def fit(self, trainer: keras.Model, data: Mixture, epochs: int, title: str, callbacks: list) -> dict:
         """Fit with a progress bar; returns the history."""
@@ -332,6 +332,13 @@ def _loss(model: keras.Model) -> keras.losses.Loss:
     if model.output_shape[-1] == 1:
         return keras.losses.BinaryCrossentropy(from_logits=from_logits)
     return keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+
+
+def _accuracy(model: keras.Model) -> keras.metrics.Metric | str:
+    """The accuracy that fits the head of a classifier: Keras takes a single output for a probability."""
+    if model.output_shape[-1] == 1 and models.gives_logits(model):
+        return keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)
+    return "accuracy"
 
 
 @contextlib.contextmanager
