@@ -17,6 +17,7 @@ from kerasdef.attacks import FGSM, CarliniWagner
 from kerasdef.attacks.goals import Evade
 from kerasdef.evaluation import Report
 from kerasdef.recipes.iar_settings import CW_RADIUS, RHO, Within, default_attacks
+from kerasdef.recipes.loading import load_model
 
 EPS = 0.15
 BOXES = ["fgsm", "pgd", "bim", "cw"]
@@ -591,3 +592,12 @@ def test_a_wrong_value_on_the_command_line_is_one_line_and_status_2(monkeypatch,
     assert err.startswith("Error: ")
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_is_attacked_for_a_label_that_is_neither_true_nor_k(run):
+    """`run` keeps its settings beside the classifier, and these say what its last class stands for."""
+    result, folder = run
+    loaded = load_model(folder)
+    assert loaded.goal == Evade(10)
+    assert (loaded.classes, loaded.reject) == (10, 10)
+    assert load_model(result.model).reject is None  # nothing tells it of a bare model

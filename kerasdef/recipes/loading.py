@@ -101,6 +101,8 @@ def _settings(folder: Path) -> dict | None:
 
 def _keras(model: keras.Model, name: str, settings: dict | None = None) -> Loaded:
     model, goal = attackable(model)
+    if (settings or {}).get("recipe") == "iar":  # its last class stands for "adversarial"
+        goal = kerasdef.attacks.Evade(model.output_shape[-1] - 1)
     classes = model.output_shape[-1]
     reject = getattr(goal, "reject", None)
     return Loaded(model, goal, name, classes if reject is None else classes - 1, reject, settings)
