@@ -109,6 +109,8 @@ def methods(shape, x, y, eps: float) -> list[dict]:
             return networks.NETWORKS[network or "cnn11"](shape, 10)
 
         trainer = method.trainer(Job(model, settings, len(x) // BATCH, 0, other))
+        if name == "multistage":
+            trainer.attack = method.stages(settings)[-1].attack  # the dearest
         trainer.compile(keras.optimizers.Adam(), loss(), jit_compile=backend.jit())
         data = Mixture([(x, y)], batch_size=BATCH, seed=0, repeats=method.repeats)
         trainer.fit(Mixture([(x[:BATCH], y[:BATCH])], batch_size=BATCH, seed=0), epochs=2, shuffle=False, verbose=0)

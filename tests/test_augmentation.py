@@ -140,3 +140,40 @@ def test_fit_trains_on_a_mixture_and_two_fits_of_one_seed_agree():
     for a, b in zip(weights, again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert any(np.any(a != b) for a, b in zip(weights, trained(1)[0], strict=True))
+
+
+def test_whole_batches_leave_the_rest_out_and_others_every_epoch():
+    x, y = np.arange(10, dtype="float32")[:, None], np.arange(10)
+    mixture = Mixture([(x, y)], batch_size=4, seed=0, whole=True)
+    seen = []
+    for _ in range(6):
+        assert len(mixture) == 2
+        seen.append(frozenset(int(v) for i in range(2) for v in mixture[i][1]))
+        mixture.on_epoch_end()
+    assert all(len(s) == 8 for s in seen)
+    assert len(set(seen)) > 1
+
+
+def test_repeats_show_every_batch_several_times_in_a_row():
+    x, y = np.arange(8, dtype="float32")[:, None], np.arange(8)
+    once, thrice = (Mixture([(x, y)], batch_size=4, seed=3, repeats=n) for n in (1, 3))
+    assert len(thrice) == 3 * len(once)
+    for i in range(6):
+        np.testing.assert_array_equal(thrice[i][0], once[i // 3][0])
+
+
+def test_shifted_images_are_windows_of_the_padded_ones_half_of_them_flipped():
+    rng = np.random.default_rng(0)
+    x = rng.random((200, 5, 6, 2)).astype("float32")
+    mixture = Mixture([(x, np.arange(200))], batch_size=200, seed=1, shift=2)
+    found, y = mixture[0]
+    wide = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    flips = 0
+    for image, label in zip(found, y, strict=True):
+        windows = [wide[label, t : t + 5, c : c + 6] for t in range(5) for c in range(5)]
+        plain = any(np.array_equal(image, w) for w in windows)
+        turned = any(np.array_equal(image, w[:, ::-1]) for w in windows)
+        assert plain or turned
+        flips += turned
+    assert 70 < flips < 130  # of 200, a chance of a half
+    np.testing.assert_array_equal(mixture[0][0], found)  # the same draws for the same epoch and batch

@@ -508,6 +508,8 @@ def refusal(monkeypatch, tmp_path):
         ({"round_size": 10}, "`round_size` must be at least 15. Received: round_size=10"),
         ({"round_size": 0}, "`round_size` must be a positive integer"),
         ({"stop": "early"}, "`stop` must be None or \"rho\". Received: stop='early'"),
+        ({"iterations": 7}, "`iterations` must be at least 8, the batches of a round. Received: iterations=7"),
+        ({"attacks": ("fgsm",)}, "`attacks` must map names to callables"),
         ({"attacks": {}}, "`attacks` must name at least one attack"),
         ({"attacks": {"fgsm": 0.3}}, "`attacks` must map names to callables. Received: 'fgsm': 0.3"),
         ({"attacks": {"a/b": FGSM()}}, "`attacks` must map names to callables. Received: 'a/b'"),

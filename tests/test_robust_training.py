@@ -302,7 +302,7 @@ def test_a_process_that_was_killed_and_started_again_ends_with_the_same_weights(
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     with np.load(state) as kept:
-        assert 0 < json.loads(str(kept["state"]))["epoch"] < 8
+        assert 0 < json.loads(str(kept["meta"]))["epoch"] < 8
     assert not (folder / "pieces" / "model.npz").exists()
     options = {
         "network": "target_dnn",

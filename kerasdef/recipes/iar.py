@@ -115,6 +115,8 @@ def train(
         )
     dataset = dataset.resplit(SPLIT, seed=checks.non_negative_int("seed", seed)).with_validation(0.05, seed=seed)
     eps = EPS[int(dataset.input_shape[-1] > 1)] if eps is None else checks.real("eps", eps, low=0.0, open_low=True)
+    if attacks is not None and not isinstance(attacks, Mapping):
+        raise ValueError(f"`attacks` must map names to callables. Received: {attacks!r}")
     attacks = default_attacks(eps, math.prod(dataset.input_shape)) if attacks is None else dict(attacks)
     for name, attack in attacks.items():
         if not str(name).isidentifier() or not callable(attack):
@@ -144,6 +146,11 @@ def train(
     )
     if settings.round_size < batch_size // kinds:
         raise ValueError(f"`round_size` must be at least {batch_size // kinds}. Received: round_size={round_size}")
+    steps = settings.round_size // (batch_size // kinds)
+    if settings.iterations < steps:
+        raise ValueError(
+            f"`iterations` must be at least {steps}, the batches of a round. Received: iterations={iterations}"
+        )
     builders = {"network": _builder("network", network), "surrogate": _builder("surrogate", surrogate)}
     run = _Run(dataset, attacks, settings, builders, show)
     pieces = Pieces(out, run.record(), judging=JUDGING)
@@ -157,6 +164,12 @@ def _builder(name: str, network: str | Callable) -> Callable:
 def _clean_batch(data: Dataset) -> int:
     """Images in a batch of the training on clean images."""
     return BATCH["small" if data.n_train < SMALL else "large"]
+
+
+def _words(attack) -> str:
+    """An attack in words that are the same in another process."""
+    text = repr(attack)
+    return getattr(attack, "__qualname__", type(attack).__qualname__) if " at 0x" in text else text
 
 
 class _Run:
@@ -178,7 +191,7 @@ class _Run:
             "dataset": d.name,
             "fingerprint": fingerprint(d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test),
             "test_size": SPLIT,
-            "attacks": {name: repr(attack) for name, attack in self.attacks.items()},
+            "attacks": {name: _words(attack) for name, attack in self.attacks.items()},
             "networks": {role: getattr(b, "__name__", type(b).__name__) for role, b in self.builders.items()},
             "backend": backend.NAME,
             **dataclasses.asdict(self.s),
@@ -192,6 +205,10 @@ class _Run:
             raise ValueError(
                 f"`{role}` must give a keras.Model with {self.k + 1} outputs. "
                 f"Received: {getattr(model, 'output_shape', type(model).__name__)}"
+            )
+        if tuple(model.input_shape[1:]) != tuple(self.data.input_shape):
+            raise ValueError(
+                f"`{role}` must take inputs of shape {tuple(self.data.input_shape)}. Received: {model.input_shape[1:]}"
             )
         return model
 
@@ -247,7 +264,7 @@ class _Run:
         """The rounds; returns the piece of the retrained model."""
         s, d = self.s, self.data
         steps = s.round_size // (s.batch_size // (len(self.attacks) + 2))
-        rounds = max(1, s.iterations // steps)
+        rounds = s.iterations // steps
         model.compile(
             keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(s.learning_rate, rounds * steps)),
             keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=s.smoothing),

@@ -206,10 +206,10 @@ class _Run:
         }
 
     def mixture(self, seed: int, repeats: int = 1) -> Mixture:
-        """The training images in an order of their own for every epoch, whole batches only."""
+        """The training images in an order of their own for every epoch, in whole batches."""
         d, size = self.data, self.s.batch_size
         parts = [(d.x_train, d.y_train)]
-        return Mixture(parts, batch_size=size, seed=seed, shift=self.s.shift, repeats=repeats)
+        return Mixture(parts, batch_size=size, seed=seed, shift=self.s.shift, repeats=repeats, whole=True)
 
     def compile(self, trainer: keras.Model, model: keras.Model, epochs: int) -> None:
         """Adam with a rate that falls as a cosine, and the cross-entropy that fits the head of the model."""
@@ -287,7 +287,7 @@ class _Run:
         self.compile(trainer, model, s.epochs)
         rows = stratified(d.y_valid, VALIDATION, derive(s.seed, "valid"))
         probe = PGD(eps=s.eps, norm=s.norm, steps=10)
-        cost = Cost(d.n_train * self.method.repeats)
+        cost = Cost(len(data) * s.batch_size)
         watch = [cost]
         if s.average:
             watch.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))

@@ -245,6 +245,11 @@ class Ensemble(_WithRadius):
     sources: tuple[str, ...] = ("target_dnn", "vgg7")
     weight: float = 0.5  # of the clean images; paper: half of each batch
 
+    def __post_init__(self):
+        super().__post_init__()
+        names = (self.sources,) if isinstance(self.sources, str) else tuple(self.sources)
+        object.__setattr__(self, "sources", names)
+
     def trainer(self, job):
         """See `Method`."""
         others = [job.other(f"source{i}", name) for i, name in enumerate(self.sources, 1)]

@@ -31,6 +31,7 @@ class Mixture(keras.utils.PyDataset):
         seed: Of the order; None keeps the order of the arrays.
         rows: Which samples to use, counted through all parts, repetitions allowed (a bootstrap). None: each once.
         repeats: Times that every batch is shown before the next.
+        whole: Leave out what does not fill a last batch; which samples these are changes with the epoch.
         shift: Pixels by which images are shifted at random, up to this many to every side, and flipped left to right
             with a chance of a half. 0: neither. The draws depend on the seed, the epoch and the batch.
 
@@ -46,6 +47,7 @@ class Mixture(keras.utils.PyDataset):
         seed: int | None = None,
         rows: np.ndarray | None = None,
         repeats: int = 1,
+        whole: bool = False,
         shift: int = 0,
     ):
         super().__init__()
@@ -59,7 +61,7 @@ class Mixture(keras.utils.PyDataset):
                 f"Received: batch_size={batch_size}"
             )
         self.seed, self.epoch = seed, 0
-        self.repeats = checks.positive_int("repeats", repeats)
+        self.repeats, self.whole = checks.positive_int("repeats", repeats), bool(whole)
         self.shift = checks.non_negative_int("shift", shift)
         self._order()
 
@@ -71,7 +73,8 @@ class Mixture(keras.utils.PyDataset):
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return -(-len(self.rows) // self.batch_size) * self.repeats
+        full, rest = divmod(len(self.rows), self.batch_size)
+        return (full + bool(rest and not self.whole)) * self.repeats
 
     def __getitem__(self, i: int):
         i //= self.repeats
