@@ -251,8 +251,8 @@ plots.example_grid(first.examples, first.class_names, title=f"{DATA}, attacks on
 #
 # Gradients are those of single images, of the attack and of the training step, in millions. Seconds are those of the
 # machine that made the run, with the time that TensorFlow takes to compile each attack, which weighs on short runs and
-# three times on `multistage`. Checks on held-out images after each epoch are in neither. `ensemble` attacks through
-# other networks: the time of their training stands apart, their gradients are not counted. Peak memory is a number of
+# three times on `multistage`. "With all else" adds the checks on held-out images after each epoch and, for `ensemble`,
+# which attacks through other networks, their training; the gradients of neither are counted. Peak memory is a number of
 # the whole process, which trains all methods in turn, so it is left out.
 
 
@@ -263,9 +263,8 @@ def ratio(method, other, what):
 
 rows = {}
 for method, result in results.items():
-    others = sum(v for k, v in result.report.phases.items() if k.startswith("source"))
     row = {"gradients (millions)": f"{result.cost['gradients'] / 1e6:.3f}", "seconds": f"{result.cost['seconds']:.1f}"}
-    row["other networks (s)"] = f"{others:.1f}" if others else ""
+    row["with all else (s)"] = f"{result.report.phases['training']:.1f}"
     for what in ("gradients", "seconds"):
         row |= {f"{what}, of {other}": f"{100 * ratio(method, other, what):.0f} %" for other in ("pgd", "trades")}
     rows[method] = row | {"AutoAttack": f"{100 * good(method, STRONGEST)[0]:.1f}"}

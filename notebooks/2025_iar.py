@@ -127,7 +127,7 @@ reports = {label: result.report for label, result in results.items()}
 main = reports["true class"]
 seconds = pd.DataFrame({label: report.phases for label, report in reports.items()}).round(1)
 seconds.loc["all"] = seconds.sum()
-display(seconds)
+display(seconds.astype(object).where(seconds.notna(), ""))
 
 # %% [markdown]
 # The times are those of the machine that made each piece. What the reports say about themselves:

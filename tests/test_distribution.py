@@ -80,8 +80,8 @@ def test_without_a_radius_two_replicas_take_the_steps_of_one(found, objective):
 
 
 def test_adversarial_training_on_two_replicas_learns(found):
-    assert found["loss"][-1] < 0.85 * found["loss"][0]
-    assert found["accuracy"][-1] > 0.5  # chance: 0.25
+    assert found["loss"][-1] < 0.7 * found["loss"][0]
+    assert found["accuracy"][-1] > 0.8
 
 
 def test_batches_are_counted_once_however_many_replicas_share_them(found):
