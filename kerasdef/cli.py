@@ -220,6 +220,7 @@ def _training_command(name: str, info: MethodInfo):
         seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
     ) -> None:
         given = dict(
+            model=model,
             network=network,
             eps=None if eps is None else _fraction(eps, "eps"),
             norm=norm,
@@ -239,16 +240,12 @@ def _training_command(name: str, info: MethodInfo):
         )
         for text in settings or ():
             key, value = _setting(text)
-            if key in given or key in ("method", "data", "model"):
+            if key in given or key in ("method", "data"):
                 raise ValueError(f"`--set` is for the settings of the method. Received: {key}")
             given[key] = value
         _load_backend()
         from kerasdef.recipes import robust
 
-        if model is not None:
-            from kerasdef.recipes.loading import read_keras
-
-            given["model"] = read_keras(model)
         result = robust.train(name, dataset, **given)
         print(result.report.table())
         _paths(result.files)

@@ -416,10 +416,17 @@ def test_the_command_trains_a_model_and_data_of_your_own_and_the_run_can_be_atta
     found = json.loads((folder / "run.json").read_text())
     assert found["method settings"] == {"ramp": 0.2, "awp": 0.0, "steps": 2, "beta": 3}
     assert found["eps"] == 8 / 255
-    words = ["attack", folder, "--dataset", tmp_path / "my.npz", "--attack", "fgsm", "--eps", "8/255"]
-    status, out, err = call(monkeypatch, capsys, *words)
+    attack = ["attack", folder, "--dataset", tmp_path / "my.npz", "--attack", "fgsm", "--eps", "8/255"]
+    status, out, err = call(monkeypatch, capsys, *attack)
     assert status == 0, err
     assert "fgsm" in out.lower()
+
+    changed = own("softmax")
+    changed.set_weights([w + 1 for w in changed.get_weights()])
+    changed.save(tmp_path / "my.keras")  # the run there began with other weights
+    status, _, err = call(monkeypatch, capsys, "train", "trades", *words, "--out", folder)
+    assert status == 2
+    assert "differs in start=" in err
 
 
 # -- stages -------------------------------------------------------------------------------------------------------
@@ -714,4 +721,4 @@ def test_each_option_of_a_method_arrives(monkeypatch, capsys):
     wanted |= {"batch_size": 16, "learning_rate": 0.01, "weight_decay": 0.1, "average": False, "augment": True}
     wanted |= {"precision": "bfloat16", "valid_size": 0.1, "n_train": 99, "n_test": 9, "autoattack": False}
     assert str(given.pop("out")) == "there"
-    assert given == wanted | {"steps": 3, "awp": 0.01, "seed": 5}
+    assert given == wanted | {"model": None, "steps": 3, "awp": 0.01, "seed": 5}

@@ -15,6 +15,7 @@ from kerasdef import backend, checks, models, networks, progress
 from kerasdef.attacks import FGSM, PGD
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.recipes.base import Cost, Pieces, Tick, derive, fingerprint, restore, stratified, weights_piece
+from kerasdef.recipes.loading import read_keras
 from kerasdef.recipes.robust_methods import METHODS, Job, Method
 from kerasdef.recipes.robust_report import Judge
 from kerasdef.recipes.robust_result import Trained
@@ -30,7 +31,7 @@ def train(
     method: str,
     data: str | Path | Dataset | tuple = "digits",
     *,
-    model: keras.Model | None = None,
+    model: keras.Model | str | Path | None = None,
     network: str | Callable | None = None,
     eps: float | None = None,
     norm: str = "linf",
@@ -60,7 +61,8 @@ def train(
         method: Name of a method, see `kerasdef list methods`.
         data: A name ("digits", "mnist", ...), the path of an .npz file, a `Dataset`, or arrays (x, y) or
             (x_train, y_train, x_test, y_test).
-        model: Your own built classifier, trained in place from the weights it has. None builds `network`.
+        model: Your own built classifier, trained in place from the weights it has, or a .keras file. None builds
+            `network`. A run in `out` goes on with the weights it has there; a .keras file must be the same again.
         network: Name of a network, or a function (input_shape, outputs, seed=...) that returns a Keras model. None: the
             method's own, for gray or for color images.
         eps: Radius in input units, above 0. None: the one the field reports for a known data set.
@@ -131,6 +133,9 @@ def train(
     if model is not None and network is not None:
         raise ValueError(f"`model` and `network` exclude each other. Received: network={network!r} beside a model")
     run = _Run(method, spec, dataset, common, network, list(callbacks), show)
+    if isinstance(model, str | Path):
+        model = read_keras(model)
+        run.start = {"start": fingerprint(*model.get_weights())}
     model = run.build() if model is None else model
     run.check(model)
     pieces = Pieces(out, run.record(model), judging=JUDGING)
@@ -143,6 +148,7 @@ class _Run:
     def __init__(self, name: str, method: Method, data: Dataset, settings: Settings, network, callbacks, show):
         self.name, self.method, self.data, self.s = name, method, data, settings
         self.callbacks, self.show = callbacks, show
+        self.start: dict[str, str] = {}  # what a run must begin with again
         if network is None:
             network = method.network[int(len(data.input_shape) == 3 and data.input_shape[-1] > 1)]
         self.network = network if callable(network) else networks.NETWORKS[_known(network)]
@@ -202,6 +208,7 @@ class _Run:
             "architecture": f"{zlib.crc32(str([tuple(w.shape) for w in model.weights]).encode()):08x}",
             "callbacks": [type(c).__name__ for c in self.callbacks],
             "backend": backend.NAME,
+            **self.start,
             **dataclasses.asdict(self.s),
         }
 
