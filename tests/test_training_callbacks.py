@@ -86,8 +86,9 @@ def test_robust_validation_logs_the_accuracy_under_attack_for_other_callbacks():
     watch = [RobustValidation(x, y, attack, seed=5), stop]
     history = trainer.fit(x, y, batch_size=16, epochs=4, callbacks=watch, verbose=0).history
     assert len(history["val_robust_accuracy"]) == 2  # nothing improves by 2, so patience ends after the second
-    trainer.optimizer.use_ema = False
     before = model.get_weights()
+    trainer = AdversarialTraining(model, PGD(eps=EPS, steps=2))
+    trainer.compile(keras.optimizers.SGD(0.1), loss())
     trainer.fit(x, y, batch_size=16, epochs=1, callbacks=watch[:1], verbose=0)
     wanted = 1 - attack.run(model, x, y, seed=5, progress=False).success.mean()
     assert trainer.history.history["val_robust_accuracy"] == [pytest.approx(wanted)]

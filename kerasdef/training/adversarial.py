@@ -167,9 +167,11 @@ class AdversarialTraining(keras.Model):
     def _moved(self, x, x_adv, y, labels, sample_weight):
         """Kernels moved up the gradient of the objective by `awp` times their norm; what else changes stays so."""
         kernels = [v for v in self.model.trainable_variables if len(v.shape) > 1]
+        moving = {id(v) for v in kernels}
+        others = [(v, v.value) for v in self.model.variables if id(v) not in moving]  # a scope must know them all
 
         def value(tensors):
-            with keras.StatelessScope(state_mapping=list(zip(kernels, tensors, strict=True))):
+            with keras.StatelessScope(state_mapping=[*others, *zip(kernels, tensors, strict=True)]):
                 return self._objective(x_adv, y, labels, self.call(x, training=True), sample_weight)
 
         now = [v.value for v in kernels]
@@ -179,7 +181,7 @@ class AdversarialTraining(keras.Model):
             size = ops.norm(ops.reshape(kernel, (-1,))) / (ops.norm(ops.reshape(grad, (-1,))) + _TINY)
             moved.append(kernel + ops.stop_gradient(self.awp * size * grad))
         rest = self.model.non_trainable_variables
-        with keras.StatelessScope(state_mapping=list(zip(kernels, moved, strict=True))) as scope:
+        with keras.StatelessScope(state_mapping=[*others, *zip(kernels, moved, strict=True)]) as scope:
             yield
         for variable in rest:  # statistics of BatchNorm, seeds of Dropout
             found = scope.get_current_value(variable)
