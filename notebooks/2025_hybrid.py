@@ -264,7 +264,7 @@ def ratio(method, other, what):
 rows = {}
 for method, result in results.items():
     row = {"gradients (millions)": f"{result.cost['gradients'] / 1e6:.3f}", "seconds": f"{result.cost['seconds']:.1f}"}
-    row["with all else (s)"] = f"{result.report.phases['training']:.1f}"
+    row["with all else (s)"] = f"{sum(v for k, v in result.report.phases.items() if not k.startswith('attack')):.1f}"
     for what in ("gradients", "seconds"):
         row |= {f"{what}, of {other}": f"{100 * ratio(method, other, what):.0f} %" for other in ("pgd", "trades")}
     rows[method] = row | {"AutoAttack": f"{100 * good(method, STRONGEST)[0]:.1f}"}

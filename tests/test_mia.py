@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 
 import keras
 import numpy as np
@@ -461,6 +462,31 @@ def test_a_judging_piece_is_made_again_for_other_settings_of_judging_and_only_it
     assert pieces(steps=5)[1] == ["judged"]
     with pytest.raises(ValueError, match=r"differs in seed=1 \(there: 0\)"):
         pieces(seed=1, steps=7)
+
+
+@pytest.mark.parametrize("folder", [None, "run"])
+def test_a_piece_made_within_another_counts_once_and_is_not_lost_when_the_other_is_found(tmp_path, folder):
+    where = None if folder is None else tmp_path / folder
+    for again in range(1 if folder is None else 2):
+        found = Pieces(where, {"seed": 0})
+
+        def teacher():
+            time.sleep(0.2)
+            return {"x": np.zeros(1)}, {}
+
+        def student(found=found):
+            found.get("teacher", teacher, phase="teacher")
+            time.sleep(0.1)
+            return {"x": np.zeros(1)}, {}
+
+        start = time.perf_counter()
+        found.get("student", student, phase="student")
+        if not again:
+            whole = time.perf_counter() - start
+        assert set(found.seconds) == {"teacher", "student"}
+        assert found.seconds["teacher"] >= 0.2
+        assert 0.1 <= found.seconds["student"] < 0.2
+        assert sum(found.seconds.values()) <= whole
 
 
 def test_a_folder_whose_judging_pieces_do_not_say_their_settings_takes_them_from_its_record(pieces, tmp_path):

@@ -20,6 +20,7 @@ from kerasdef.training import Mixture
 _FILE = "run.json"
 _META = "meta"
 _JUDGING = "judging"
+_INNER = "inner"
 
 Piece = tuple[dict[str, np.ndarray], dict]
 
@@ -67,6 +68,7 @@ class Pieces:
     ):
         self.folder = None if folder is None else Path(folder)
         self.times: dict[str, tuple[str, float]] = {}
+        self._within = 0.0  # time of the pieces that the piece being made has made
         self.judging = self.unsaid = {}
         if self.folder is None:
             return
@@ -115,13 +117,24 @@ class Pieces:
         path = None if self.folder is None else self.folder / "pieces" / f"{name}.npz"
         piece = None if path is None or not path.exists() else _read(path)
         if piece is None or (judging and piece[1].get(_JUDGING, self.unsaid) != self.judging):
-            start = time.perf_counter()
+            start, outer, before = time.perf_counter(), self._within, set(self.times)
+            self._within = 0.0
             arrays, meta = make()
-            meta = {**meta, "seconds": time.perf_counter() - start, **({_JUDGING: self.judging} if judging else {})}
+            spent = time.perf_counter() - start
+            inner = {name: self.times[name] for name in self.times if name not in before}
+            meta = {
+                **meta,
+                "seconds": spent - self._within,
+                _INNER: inner,
+                **({_JUDGING: self.judging} if judging else {}),
+            }
+            self._within = outer + spent
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, lambda part: np.savez(part, **arrays, **{_META: json.dumps(meta)}))
             piece = arrays, meta
+        # pieces made within this one count on their own; of a piece that is found they are not asked for
+        self.times |= {inner: tuple(found) for inner, found in piece[1].get(_INNER, {}).items()}
         self.times[name] = (phase, piece[1]["seconds"])
         return piece
 
