@@ -313,10 +313,9 @@ class _Run:
             notes.append(f"The weights are those of epoch {best[0].epoch + 1} of {len(history['loss'])}.")
         for callback in own:
             if getattr(callback, "collapses", None):
-                epochs = ", ".join(str(e + 1) for e in callback.collapses)
-                notes.append(
-                    f"Training collapsed in epoch {epochs}, was undone, and went on with {callback.steps} steps."
-                )
+                notes.append(f"Training collapsed in epoch {_epochs(callback.collapses)} and went back.")
+            if getattr(callback, "raises", None):
+                notes.append(f"The attack took one more step after epoch {_epochs(callback.raises)}.")
         return arrays, {**meta, "cost": cost.facts(), "notes": notes}
 
 
