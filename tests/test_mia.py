@@ -243,6 +243,7 @@ def test_a_threshold_of_zero_fires_in_the_first_cycle_and_stop_ends_there(data):
     assert not result.report.flags
 
 
+@pytest.mark.slow
 def test_a_share_of_ones_own_wins_over_the_rule(data):
     result = recipe.train(data, **quick(threshold=0.0, share=SHARES[1]))
     assert (result.fired, result.share) == (True, SHARES[1])
@@ -353,6 +354,7 @@ def test_a_file_in_place_of_the_folder_is_refused(data, tmp_path):
         recipe.train(data, **quick(out=tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_other_adaptive_attacks_keep_what_was_trained_and_judge_again(run, data, tmp_path):
     result, folder, _, _ = run
     shutil.copytree(folder, tmp_path / "run")

@@ -141,7 +141,7 @@ FEW = {
 }  # the networks of two of them are the method
 
 
-OFTEN = ("standard", "pgd", "trades", "fast", "free", "multistage", "distillation")  # the others run with `slow`
+OFTEN = ("pgd", "fast", "free", "multistage")  # the others run with `slow`
 
 
 @pytest.mark.parametrize("method", [m if m in OFTEN else pytest.param(m, marks=pytest.mark.slow) for m in METHODS])
