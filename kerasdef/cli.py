@@ -6,6 +6,7 @@ TensorFlow is imported by the commands that need it, so help and lists come at o
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import sys
 from enum import Enum
@@ -31,6 +32,12 @@ app.add_typer(train_app, name="train")
 app.add_typer(list_app, name="list")
 
 
+Data = Annotated[str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, gtsrb, or an .npz file.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the run; a killed run goes on from there.")]
+Seed = Annotated[int, typer.Option(help="All randomness comes from it.")]
+Judged = Annotated[bool, typer.Option(help="Run the standard AutoAttack.")]
+
+
 class Format(str, Enum):
     """What to export to."""
 
@@ -52,6 +59,14 @@ def _load_backend() -> None:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(silent)
+
+
+def _train(recipe: str, *arguments, **settings) -> None:
+    """Run a recipe, print its table and say where its files are."""
+    _load_backend()
+    result = importlib.import_module(f"kerasdef.recipes.{recipe}").train(*arguments, **settings)
+    print(result.report.table())
+    _paths(result.files)
 
 
 def _floats(text: str, name: str) -> tuple[float, ...]:
@@ -84,10 +99,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 @train_app.command("mia")
 def train_mia(
-    dataset: Annotated[
-        str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, gtsrb, or an .npz file.")
-    ] = "digits",
-    out: Annotated[Path | None, typer.Option(help="Folder for the run; a killed run goes on from there.")] = None,
+    dataset: Data = "digits",
+    out: Out = None,
     per_attack: Annotated[bool, typer.Option(help="One defense for each attack, as in the paper's tables.")] = False,
     attacks: Annotated[str, typer.Option(help="Names separated by commas.")] = "gma,pgd,fgsm,cw",
     shares: Annotated[str, typer.Option(help="Growing shares of adversarial images.")] = "0.15,0.25,0.40,0.50",
@@ -107,7 +120,7 @@ def train_mia(
     limit: Annotated[int, typer.Option(help="Most test images to judge on.")] = 4000,
     adaptive_limit: Annotated[int, typer.Option(help="Most test images for the adaptive attacks.")] = 500,
     adaptive_steps: Annotated[int, typer.Option(help="Steps of the adaptive attacks.")] = 100,
-    seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Model Integration Approach: adversarial training in growing shares, bootstraps, a vote."""
     epochs = {"target": target_epochs, "eat": eat_epochs, "mia": mia_epochs}
@@ -132,20 +145,13 @@ def train_mia(
         seed=seed,
         out=out,
     )
-    _load_backend()
-    from kerasdef.recipes import mia
-
-    result = mia.train(dataset, **settings)
-    print(result.report.table())
-    _paths(result.files)
+    _train("mia", dataset, **settings)
 
 
 @train_app.command("iar")
 def train_iar(
-    dataset: Annotated[
-        str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, gtsrb, or an .npz file.")
-    ] = "digits",
-    out: Annotated[Path | None, typer.Option(help="Folder for the run; a killed run goes on from there.")] = None,
+    dataset: Data = "digits",
+    out: Out = None,
     eps: Annotated[str | None, typer.Option(help="Linf radius of FGSM, PGD and BIM, such as 0.1.")] = None,
     adversarial_label: Annotated[str, typer.Option(help="true: their class; reject: the eleventh.")] = "true",
     weight: Annotated[float, typer.Option(help="Of the clean and noisy images in the loss.")] = 0.5,
@@ -160,8 +166,8 @@ def train_iar(
     batch_size: Annotated[int, typer.Option(help="Images in a batch of retraining.")] = 126,
     learning_rate: Annotated[float, typer.Option(help="Of Adam at the start.")] = 1e-3,
     n_test: Annotated[int, typer.Option(help="Most test images to judge on.")] = 1000,
-    autoattack: Annotated[bool, typer.Option(help="Run the standard AutoAttack.")] = True,
-    seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
+    autoattack: Judged = True,
+    seed: Seed = 0,
 ) -> None:
     """Iterative adversarial retraining of an 11-class CNN. Afzal and Huzaifa, 2025"""
     settings = dict(
@@ -183,22 +189,15 @@ def train_iar(
         seed=seed,
         out=out,
     )
-    _load_backend()
-    from kerasdef.recipes import iar
-
-    result = iar.train(dataset, **settings)
-    print(result.report.table())
-    _paths(result.files)
+    _train("iar", dataset, **settings)
 
 
 def _training_command(name: str, info: MethodInfo):
     """The command of one method of robust training; all have the same options."""
 
     def command(
-        dataset: Annotated[
-            str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, gtsrb, or an .npz file.")
-        ] = "digits",
-        out: Annotated[Path | None, typer.Option(help="Folder for the run; a killed run goes on from there.")] = None,
+        dataset: Data = "digits",
+        out: Out = None,
         model: Annotated[Path | None, typer.Option(help="Your own classifier, a .keras file, to go on from.")] = None,
         network: Annotated[str | None, typer.Option(help="Name of a network; default: the method's.")] = None,
         eps: Annotated[str | None, typer.Option(help="Radius in input units, such as 8/255 or 0.3.")] = None,
@@ -213,11 +212,11 @@ def _training_command(name: str, info: MethodInfo):
         valid_size: Annotated[float, typer.Option(help="Share of the training images held out.")] = 0.05,
         n_train: Annotated[int | None, typer.Option(help="Training images to use; default: all.")] = None,
         n_test: Annotated[int, typer.Option(help="Most test images to attack.")] = 1000,
-        autoattack: Annotated[bool, typer.Option(help="Run the standard AutoAttack.")] = True,
+        autoattack: Judged = True,
         settings: Annotated[
             list[str] | None, typer.Option("--set", help="A setting of the method, as name=value; may be given again.")
         ] = None,
-        seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
+        seed: Seed = 0,
     ) -> None:
         given = dict(
             model=model,
@@ -243,12 +242,7 @@ def _training_command(name: str, info: MethodInfo):
             if key in given or key in ("method", "data"):
                 raise ValueError(f"`--set` is for the settings of the method. Received: {key}")
             given[key] = value
-        _load_backend()
-        from kerasdef.recipes import robust
-
-        result = robust.train(name, dataset, **given)
-        print(result.report.table())
-        _paths(result.files)
+        _train("robust", name, dataset, **given)
 
     command.__doc__ = f"{info.summary} {info.paper}".strip()
     train_app.command(name)(command)
@@ -261,9 +255,7 @@ for _name, _info in METHODS.items():
 @app.command("attack")
 def attack_model(
     model: Annotated[Path, typer.Argument(help="A .keras file, the folder of a run, or a SavedModel (black box).")],
-    dataset: Annotated[
-        str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, gtsrb, or an .npz file.")
-    ] = "digits",
+    dataset: Data = "digits",
     attack: Annotated[str, typer.Option(help="A name of `kerasdef list attacks`.")] = "autoattack",
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1; default: the attack's.")] = None,
     eps: Annotated[str | None, typer.Option(help="Radius in input units, such as 8/255 or 0.3.")] = None,
@@ -272,7 +264,7 @@ def attack_model(
     ] = None,
     n: Annotated[int | None, typer.Option(help="Number of test images; default: all.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images that are worked on at a time.")] = 256,
-    seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
+    seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the result; a killed run goes on from there.")] = None,
 ) -> None:
     """Attack a model and say what it withstands."""

@@ -16,7 +16,8 @@ from kerasdef import cli, models
 from kerasdef.attacks import FGSM, CarliniWagner
 from kerasdef.attacks.goals import Evade
 from kerasdef.evaluation import Report
-from kerasdef.recipes.iar_settings import CW_RADIUS, RHO, Within, default_attacks
+from kerasdef.recipes.iar_attacks import CW_RADIUS, Within, default_attacks
+from kerasdef.recipes.iar_settings import RHO
 from kerasdef.recipes.loading import load_model
 
 EPS = 0.15
@@ -521,8 +522,8 @@ def refusal(monkeypatch, tmp_path):
         ({"seed": -1}, "`seed` must be"),
         ({"network": "cnn1"}, "Did you mean 'cnn11'"),
         ({"surrogate": "target_dn"}, "Did you mean 'target_dnn'"),
-        ({"network": ten_outputs}, "`network` must give a keras.Model with 11 outputs. Received: .*10"),
-        ({"surrogate": nothing}, "`surrogate` must give a keras.Model with 11 outputs. Received: NoneType"),
+        ({"network": ten_outputs}, "`network` must be a keras.Model with 11 outputs. Received: .*10"),
+        ({"surrogate": nothing}, "`surrogate` must be a keras.Model with 11 outputs. Received: NoneType"),
     ],
     ids=str,
 )

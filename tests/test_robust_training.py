@@ -96,12 +96,6 @@ class Watch(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    """Other networks of a method (sources, teachers) are trained for a few steps only."""
-    monkeypatch.setattr(shared, "STEPS", 8)
-
-
 @pytest.fixture(scope="module")
 def data(digits):
     """Digits as (x_train, y_train, x_test, y_test)."""
@@ -161,8 +155,14 @@ def test_every_method_trains_and_is_judged_by_attacks_that_know_it(method, data)
 
 
 def test_what_training_costs_is_what_was_asked_for(data):
-    """Gradients of an image: those of the attack, and one for each pass of the step, in whole epochs."""
-    for method, options, each in (("standard", {}, 1), ("pgd", {"steps": 3}, 3 + 1), ("free", {"replays": 3}, 3)):
+    """Gradients of an image: those of the attack, one for each pass of the step, and the teacher's, in whole epochs."""
+    cases = (
+        ("standard", {}, 1),
+        ("pgd", {"steps": 3}, 3 + 1),
+        ("free", {"replays": 3}, 3),
+        ("distillation", {}, 1 + 1),
+    )
+    for method, options, each in cases:
         cost = kerasdef.train_robust(method, data, **settings(epochs=1, n_test=4, **options)).cost
         assert cost["gradients"] == SIZES["train"] * each
         assert cost["seconds"] > 0
@@ -570,7 +570,8 @@ BAD = {
     "two outputs": ("pgd", {**NONE, "model": two_outputs}, "one output of shape"),
     "other inputs": ("pgd", {**NONE, "model": lambda: own(shape=(6, 6, 1))}, "must take inputs of shape"),
     "a model without weights": ("pgd", {**NONE, "model": lambda: keras.Sequential([layers.Dense(10)])}, "be built"),
-    "no model": ("pgd", {**NONE, "model": lambda: "model.keras"}, "`model` must be a keras.Model"),
+    "no model": ("pgd", {**NONE, "model": lambda: 3}, "`model` must be a keras.Model"),
+    "no file": ("pgd", {**NONE, "model": lambda: "missing.keras"}, "`model` must be a .keras file"),
     "a network that gives none": ("pgd", {"network": lambda s, k, seed=0: None}, "`model` must be a keras.Model"),
     "mse": ("pgd", {**NONE, "model": lambda: compiled("mse")}, "classification loss"),
     "mse as an object": (

@@ -241,7 +241,7 @@ class Report:
             row = {"class": name, "n": int(np.sum(first.y == label))}
             for attack, o in found.items():
                 good = o.predicted == o.y if attack == CLEAN else withstood(o, self.rejects(model))
-                row[attack] = _mean(good[o.y == label])
+                row[attack] = float(np.mean(good[o.y == label])) if row["n"] else math.nan
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -648,10 +648,6 @@ def percent(row: Mapping[str, float], name: str, interval: str | None = None) ->
     if interval is None or text == "-":
         return text
     return f"{text} [{_percent(row[interval + '_low'])}, {_percent(row[interval + '_high'])}]"
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values)) if len(values) else math.nan
 
 
 def _percent(value: float | None) -> str:

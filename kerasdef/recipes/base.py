@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -14,13 +16,16 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerasdef import backend, progress
+from kerasdef import backend, models, progress
 from kerasdef.training import Mixture
 
 _FILE = "run.json"
 _META = "meta"
 _JUDGING = "judging"
 _INNER = "inner"
+_SHOWN = 8  # images in a report
+SMALL = 10_000  # below this many training images: batches of 32, and epochs by optimizer steps
+BATCH = {"small": 32, "large": 128}  # hybrid paper: 128; mia and iar name none
 
 Piece = tuple[dict[str, np.ndarray], dict]
 
@@ -252,6 +257,52 @@ def stratified(y: np.ndarray, limit: int, seed: int) -> np.ndarray:
     return rng.permutation(np.argsort(rank, kind="stable")[:limit])
 
 
+def enough_epochs(usual: int, steps: int, n: int, batch_size: int) -> int:
+    """The usual epochs, or on small sets as many as make that many optimizer steps."""
+    return usual if n >= SMALL else max(usual, math.ceil(steps / max(1, n // batch_size)))
+
+
+def usual_batch(n: int) -> int:
+    """Images in a batch for n training images."""
+    return BATCH["small" if n < SMALL else "large"]
+
+
+def plain_numbers(settings) -> None:
+    """Make Python's numbers of NumPy's in a frozen dataclass: those are no JSON values."""
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(settings, f.name, value.item())
+
+
+def check_network(what: str, model, input_shape: tuple[int, ...], outputs: int) -> None:
+    """Raise unless a model takes samples of this shape and has so many outputs; `what` is its name in the error."""
+    if not isinstance(model, keras.Model) or model.output_shape[-1] != outputs:
+        raise ValueError(
+            f"{what} must be a keras.Model with {outputs} outputs. "
+            f"Received: {getattr(model, 'output_shape', type(model).__name__)}"
+        )
+    if tuple(model.input_shape[1:]) != tuple(input_shape):
+        raise ValueError(
+            f"{what} must take inputs of shape {tuple(input_shape)}. Received: {tuple(model.input_shape[1:])}"
+        )
+
+
+def first_examples(x: np.ndarray, y: np.ndarray, attacks: Mapping[str, np.ndarray], model: keras.Model) -> dict:
+    """For a report: an image of each of up to eight classes, and what attacks made of it; labels are the model's.
+
+    Args:
+        x: Clean images of shape (n, h, w, c).
+        y: Their classes of shape (n,).
+        attacks: x_adv of the shape of x by attack.
+        model: Classifier that is asked.
+    """
+    rows = np.sort(np.unique(y, return_index=True)[1])[:_SHOWN]
+    made = {name: x_adv[rows] for name, x_adv in attacks.items()}
+    predicted = {name: models.predict_logits(model, x_adv).argmax(axis=1) for name, x_adv in made.items()}
+    return {"images": x[rows], "attacks": made, "labels": y[rows], "predicted": predicted}
+
+
 def peak_memory() -> int:
     """Peak resident memory of this process in bytes; 0 where the system does not tell. A GPU's is not in it."""
     try:
@@ -292,3 +343,9 @@ class Cost(keras.callbacks.Callback):
     def facts(self) -> dict[str, float]:
         """Gradients of single images, seconds, and peak memory in bytes."""
         return {"gradients": self.gradients, "seconds": self.seconds, "peak_bytes": float(peak_memory())}
+
+
+def total(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The cost of several trainings, one after the other: memory is the largest, the rest adds up."""
+    join = {"peak_bytes": max}
+    return {name: join.get(name, sum)([cost[name] for cost in costs]) for name in costs[0]}

@@ -19,14 +19,17 @@ from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.evaluation import Outcome, Report
 from kerasdef.recipes.base import (
     Pieces,
+    check_network,
     derive,
     fingerprint,
+    first_examples,
     fit,
-    peak_memory,
     restore,
     stratified,
+    usual_batch,
     weights_piece,
 )
+from kerasdef.recipes.iar_attacks import default_attacks
 from kerasdef.recipes.iar_result import IAR
 from kerasdef.recipes.iar_settings import (
     ADAPTIVE_STEP,
@@ -35,10 +38,9 @@ from kerasdef.recipes.iar_settings import (
     RHO,
     SPLIT,
     Settings,
-    default_attacks,
     epochs_of,
 )
-from kerasdef.recipes.robust_settings import BATCH, SMALL
+from kerasdef.recipes.mia_sets import l2_distance
 from kerasdef.training import Mixture, Shares
 from kerasdef.training.state import read_state, write_state
 
@@ -137,7 +139,7 @@ def train(
         iterations=iterations,
         round_size=min(checks.positive_int("round_size", round_size), dataset.n_train),
         stop=stop,
-        epochs=epochs_of(epochs, dataset.n_train, _clean_batch(dataset)),
+        epochs=epochs_of(epochs, dataset.n_train, usual_batch(dataset.n_train)),
         batch_size=batch_size,
         learning_rate=learning_rate,
         n_test=n_test,
@@ -159,11 +161,6 @@ def train(
 
 def _builder(name: str, network: str | Callable) -> Callable:
     return network if callable(network) else networks.NETWORKS[checks.one_of(name, network, networks.NETWORKS)]
-
-
-def _clean_batch(data: Dataset) -> int:
-    """Images in a batch of the training on clean images."""
-    return BATCH["small" if data.n_train < SMALL else "large"]
 
 
 def _words(attack) -> str:
@@ -201,15 +198,7 @@ class _Run:
         """A network of K + 1 outputs."""
         seed = derive(self.s.seed, role) % 10**6
         model = self.builders[role](self.data.input_shape, self.k + 1, seed=seed)
-        if not isinstance(model, keras.Model) or model.output_shape[-1] != self.k + 1:
-            raise ValueError(
-                f"`{role}` must give a keras.Model with {self.k + 1} outputs. "
-                f"Received: {getattr(model, 'output_shape', type(model).__name__)}"
-            )
-        if tuple(model.input_shape[1:]) != tuple(self.data.input_shape):
-            raise ValueError(
-                f"`{role}` must take inputs of shape {tuple(self.data.input_shape)}. Received: {model.input_shape[1:]}"
-            )
+        check_network(f"`{role}`", model, self.data.input_shape, self.k + 1)
         return model
 
     # -- training -----------------------------------------------------------------------------------------------
@@ -222,7 +211,7 @@ class _Run:
             parts = [(d.x_train, d.y_train)]
             history = fit(
                 model,
-                Mixture(parts, batch_size=_clean_batch(d), seed=derive(self.s.seed, role, "order")),
+                Mixture(parts, batch_size=usual_batch(d.n_train), seed=derive(self.s.seed, role, "order")),
                 epochs=self.s.epochs,
                 title=f"{role}, clean images",
                 valid=Mixture([(d.x_valid, d.y_valid)], batch_size=512),
@@ -297,7 +286,7 @@ class _Run:
                 advance(1)
         history = {k: [row[k] for row in seen["rounds"]] for k in seen["rounds"][0]}
         arrays, meta = weights_piece(model, history)
-        return arrays, {**meta, "fired": seen["fired"], "before": seen["before"], "peak_bytes": float(peak_memory())}
+        return arrays, {**meta, "fired": seen["fired"], "before": seen["before"]}
 
     # -- judging ------------------------------------------------------------------------------------------------
 
@@ -305,8 +294,7 @@ class _Run:
         """What a model says of test images."""
         y, clean = self.data.y_test[self.test], self.data.x_test[self.test]
         predicted = models.predict_logits(model, x).argmax(axis=1)
-        distance = np.sqrt(np.sum(np.square(x - clean), axis=(1, 2, 3)))
-        return Outcome(name, column, attack, y, predicted, index=self.test, distance=distance)
+        return Outcome(name, column, attack, y, predicted, index=self.test, distance=l2_distance(x, clean))
 
     def made(self, pieces: Pieces, label: str, make: Callable) -> np.ndarray:
         """Adversarial test images, made now or found."""
@@ -360,6 +348,7 @@ class _Run:
             (pieces.folder / "training.npz").unlink(missing_ok=True)
         outcomes += self.paper(pieces, "after", model, surrogate)
         outcomes += self.adaptive(pieces, model)
+        x, y = self.data.x_test[self.test], self.data.y_test[self.test]
         fired = piece[1]["fired"]
         label = {"true": "their class", "reject": f"the label {self.k}"}[self.s.adversarial_label]
         report = Report(
@@ -372,7 +361,7 @@ class _Run:
             dataset=self.data.name,
             phases=pieces.seconds,
             history={"before": history, "after": piece[1]["history"]},
-            examples=self.examples(before),
+            examples=first_examples(x, y, {a: self.kept[f"before-{a}"] for a in self.attacks}, before),
             notes=[
                 f"FGSM, PGD and BIM at Linf {self.s.eps:g}; the paper names no radius. {self._cw_note()}",
                 "Attacks without a prefix are made on the model itself (white box), those with gray_ on the surrogate.",
@@ -395,16 +384,3 @@ class _Run:
     def _cw_note(self) -> str:
         radius = getattr(self.attacks.get("cw"), "eps", None)
         return "" if radius is None else f"C&W images beyond an L2 radius of {radius:.3g} are brought back onto it."
-
-    def examples(self, before: keras.Model) -> dict:
-        """A test image of each of the first classes, and the attacks on the model before retraining."""
-        y = self.data.y_test[self.test]
-        rows = np.sort(np.unique(y, return_index=True)[1])[:8]
-        made = {a: self.kept[f"before-{a}"][rows] for a in self.attacks}
-        predicted = {a: models.predict_logits(before, x).argmax(axis=1) for a, x in made.items()}
-        return {
-            "images": self.data.x_test[self.test][rows],
-            "attacks": made,
-            "labels": y[rows],
-            "predicted": predicted,
-        }

@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
-import numpy as np
 import pandas as pd
 
-from kerasdef import checks, models
 from kerasdef.evaluation import Report
+from kerasdef.recipes.classifier import Classifier
 
 
 @dataclass
-class IAR:
+class IAR(Classifier):
     """A classifier before and after retraining.
 
     Args:
@@ -28,7 +27,6 @@ class IAR:
         files: What was written, by name.
     """
 
-    model: keras.Model
     before: keras.Model
     surrogate: keras.Model
     history: dict[str, list[float]]
@@ -49,18 +47,3 @@ class IAR:
                     row[f"{model}, not fooled"] = 100 * self.report.metrics(model, prefix + attack)["withstood"]
                 rows.append(row)
         return pd.DataFrame(rows)
-
-    def predict(self, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
-        """Labels of shape (n,) for images of shape (n, ...); K stands for "adversarial"."""
-        x = checks.images("x", x, shape=self.model.input_shape[1:])
-        return models.predict_logits(self.model, x, batch_size=batch_size).argmax(axis=-1)
-
-    def score(self, x: np.ndarray, y: np.ndarray) -> float:
-        """Accuracy over K + 1 classes."""
-        return float(np.mean(self.predict(x) == checks.labels("y", y, n=len(x))))
-
-    def export(self, path: str | Path, *, to: str = "saved_model") -> Path:
-        """Write the classifier as a SavedModel ("saved_model") or a .keras file ("keras"), and check the file."""
-        from kerasdef.export import export
-
-        return export(self.model, path, to=to)

@@ -16,11 +16,21 @@ import numpy as np
 from kerasdef import backend, checks, models, networks
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses import bootstrap_indices, voting_model
-from kerasdef.recipes.base import Pieces, derive, fingerprint, fit, restore, stratified, weights_piece
+from kerasdef.recipes.base import (
+    Pieces,
+    check_network,
+    derive,
+    fingerprint,
+    fit,
+    restore,
+    stratified,
+    usual_batch,
+    weights_piece,
+)
 from kerasdef.recipes.mia_report import Judge, Rule, joint_report
 from kerasdef.recipes.mia_result import MIA, MIAEach, single, vote
 from kerasdef.recipes.mia_sets import AdversarialSet, attacked, default_attack, describe, portion, same_words
-from kerasdef.recipes.mia_settings import ATTACKS, BATCH, JUDGING, MEMBERS, SMALL, THRESHOLD, Settings, epochs_of
+from kerasdef.recipes.mia_settings import ATTACKS, JUDGING, MEMBERS, THRESHOLD, Settings, epochs_of
 from kerasdef.training import Mixture, adversarial_count
 
 
@@ -116,15 +126,14 @@ def train(
     dataset = dataset.resplit(test_size, seed=checks.non_negative_int("seed", seed)).with_validation(
         valid_size, seed=seed
     )
-    small = dataset.n_train < SMALL
-    batch_size = (BATCH["small"] if small else BATCH["large"]) if batch_size is None else batch_size
+    batch_size = usual_batch(dataset.n_train) if batch_size is None else batch_size
     settings = Settings(
         shares=checks.growing_shares("shares", shares),
         share=share,
         threshold=threshold,
         stop=bool(stop),
         bootstraps=bootstraps,
-        epochs=epochs_of(epochs, dataset.n_train, checks.positive_int("batch_size", batch_size), small),
+        epochs=epochs_of(epochs, dataset.n_train, checks.positive_int("batch_size", batch_size)),
         batch_size=batch_size,
         learning_rate=learning_rate,
         test_size=test_size,
@@ -203,16 +212,7 @@ class _Run:
         for role in self.builders:
             model = self.build(role)
             outputs = self.k if role == "target" else self.k + 1
-            if not isinstance(model, keras.Model) or model.output_shape[-1] != outputs:
-                raise ValueError(
-                    f"The network of {role!r} must be a keras.Model with {outputs} outputs. "
-                    f"Received: {getattr(model, 'output_shape', type(model).__name__)}"
-                )
-            if tuple(model.input_shape[1:]) != tuple(self.data.input_shape):
-                raise ValueError(
-                    f"The network of {role!r} must take inputs of shape {tuple(self.data.input_shape)}. "
-                    f"Received: {tuple(model.input_shape[1:])}"
-                )
+            check_network(f"The network of {role!r}", model, self.data.input_shape, outputs)
 
     # -- training -----------------------------------------------------------------------------------------------
 

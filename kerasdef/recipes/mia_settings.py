@@ -6,14 +6,11 @@ small machines, the comment says what was chosen.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from kerasdef import checks
+from kerasdef.recipes.base import enough_epochs, plain_numbers
 
 RADII = (1.0, 2.0, 3.0)  # table 2, rows on training: read as L2 at 28x28
 RADII_SIZE = 784  # the radii are for 28x28 images; others scale them by sqrt(d / 784)
@@ -22,8 +19,6 @@ MEMBERS = ("eat1", "eat2", "eat3")  # table 1
 ATTACKS = ("gma", "pgd", "fgsm", "cw")  # section 5.2
 ADAPTIVE_STEP = {"l2": 30.0, "linf": 10.0}  # of eps / steps: the strongest tried, see docs/reproduction.md
 JUDGING = ("adaptive_limit", "adaptive_steps")  # settings that nothing trained depends on
-SMALL = 10_000  # below this many training images: batches of 32, and epochs by optimizer steps
-BATCH = {"small": 32, "large": 128}  # the paper names none
 EPOCHS = {"target": 5, "eat": 2, "mia": 4}  # the paper: 10 for EAT, 50 for MIA, on a GPU
 STEPS = {"target": 1500, "eat": 250, "mia": 700}  # at least this many optimizer steps on small sets
 
@@ -63,15 +58,12 @@ class Settings:
         checks.positive_int("adaptive_limit", self.adaptive_limit)
         checks.positive_int("adaptive_steps", self.adaptive_steps)
         checks.non_negative_int("seed", self.seed)
-        for f in dataclasses.fields(self):
-            if isinstance(getattr(self, f.name), np.generic):  # numbers of NumPy are no JSON values
-                object.__setattr__(self, f.name, getattr(self, f.name).item())
+        plain_numbers(self)
 
 
-def epochs_of(given: Mapping[str, int] | None, n: int, batch_size: int, small: bool) -> dict[str, int]:
+def epochs_of(given: Mapping[str, int] | None, n: int, batch_size: int) -> dict[str, int]:
     """Passes by role: those given, and the defaults for the others on n training images."""
-    per_epoch = max(1, n // batch_size)
-    epochs = {k: max(EPOCHS[k], math.ceil(STEPS[k] / per_epoch)) if small else EPOCHS[k] for k in EPOCHS}
+    epochs = {role: enough_epochs(EPOCHS[role], STEPS[role], n, batch_size) for role in EPOCHS}
     if given is not None and not isinstance(given, Mapping):
         raise ValueError(f"`epochs` must be a dict of {', '.join(EPOCHS)}. Received: epochs={given!r}")
     for name, value in (given or {}).items():

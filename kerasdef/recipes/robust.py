@@ -14,13 +14,24 @@ import keras
 from kerasdef import backend, checks, models, networks, progress
 from kerasdef.attacks import FGSM, PGD
 from kerasdef.datasets import Dataset, as_dataset
-from kerasdef.recipes.base import Cost, Pieces, Tick, derive, fingerprint, restore, stratified, weights_piece
+from kerasdef.recipes.base import (
+    Cost,
+    Pieces,
+    Tick,
+    derive,
+    fingerprint,
+    restore,
+    stratified,
+    total,
+    usual_batch,
+    weights_piece,
+)
 from kerasdef.recipes.loading import read_keras
 from kerasdef.recipes.robust_methods import METHODS, Job, Method
 from kerasdef.recipes.robust_report import Judge
 from kerasdef.recipes.robust_result import Trained
-from kerasdef.recipes.robust_settings import BATCH, JUDGING, SMALL, VALIDATION, Settings, epochs_of, eps_of
-from kerasdef.training import BestRobust, Mixture, Resume, RobustValidation
+from kerasdef.recipes.robust_settings import JUDGING, VALIDATION, Settings, epochs_of, eps_of
+from kerasdef.training import BestRobust, Mixture, OverfittingGuard, Resume, RobustValidation
 
 _LOSSES = ("SparseCategoricalCrossentropy", "CategoricalCrossentropy", "BinaryCrossentropy", "CategoricalHinge")
 _LOSS_NAMES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
@@ -105,8 +116,7 @@ def train(
     checks.share("valid_size", valid_size)
     if not dataset.n_valid:
         dataset = dataset.with_validation(valid_size, seed=checks.non_negative_int("seed", seed))
-    size = "small" if dataset.n_train < SMALL else "large"
-    batch_size = BATCH[size] if batch_size is None else checks.positive_int("batch_size", batch_size)
+    batch_size = usual_batch(dataset.n_train) if batch_size is None else checks.positive_int("batch_size", batch_size)
     if dataset.n_train < batch_size:
         raise ValueError(
             f"`batch_size` must be at most the number of training images, {dataset.n_train}. "
@@ -149,6 +159,7 @@ class _Run:
         self.name, self.method, self.data, self.s = name, method, data, settings
         self.callbacks, self.show = callbacks, show
         self.start: dict[str, str] = {}  # what a run must begin with again
+        self.before: list[dict[str, float]] = []  # costs of the classifiers that were trained for this one
         if network is None:
             network = method.network[int(len(data.input_shape) == 3 and data.input_shape[-1] > 1)]
         self.network = network if callable(network) else networks.NETWORKS[_known(network)]
@@ -274,12 +285,16 @@ class _Run:
 
         def make():
             trainer = model if wrap is None else wrap(model)
-            epochs = epochs_of(None, METHODS["standard"].epochs, self.data.n_train, self.s.batch_size)
-            self.compile(trainer, model, epochs)
-            history = self.fit(trainer, self.mixture(derive(self.s.seed, title, "order")), epochs, title, [])
-            return weights_piece(model, history)
+            self.compile(trainer, model, self.s.epochs)
+            data = self.mixture(derive(self.s.seed, title, "order"))
+            cost = Cost(len(data) * self.s.batch_size)
+            history = self.fit(trainer, data, self.s.epochs, title, [cost])
+            arrays, meta = weights_piece(model, history)
+            return arrays, {**meta, "cost": cost.facts()}
 
-        return restore(model, pieces.get(title, make, phase=title))
+        piece = pieces.get(title, make, phase=title)
+        self.before.append(piece[1]["cost"])
+        return restore(model, piece)
 
     def trained(self, model: keras.Model, pieces: Pieces):
         """The piece of the trained model: weights, history, cost."""
@@ -298,10 +313,11 @@ class _Run:
         watch = [cost]
         if s.average:
             watch.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
-        single = FGSM(eps=s.eps, norm=s.norm, random_start=True)
+        own = self.method.callbacks(job)
+        guarded = any(isinstance(callback, OverfittingGuard) for callback in own)
+        single = FGSM(eps=s.eps, norm=s.norm, random_start=True) if guarded else None
         options = {"single": single, "seed": derive(s.seed, "probe")}
         watch.append(RobustValidation(d.x_valid[rows], d.y_valid[rows], probe, **options))
-        own = self.method.callbacks(job)
         best = [] if self.method.full(job) is None else [BestRobust(start=self.method.full(job))]
         watch += [*own, *best, *self.callbacks]
         if pieces.folder is not None:
@@ -316,7 +332,7 @@ class _Run:
                 notes.append(f"Training collapsed in epoch {_epochs(callback.collapses)} and went back.")
             if getattr(callback, "raises", None):
                 notes.append(f"The attack took one more step after epoch {_epochs(callback.raises)}.")
-        return arrays, {**meta, "cost": cost.facts(), "notes": notes}
+        return arrays, {**meta, "cost": total([*self.before, cost.facts()]), "notes": notes}
 
 
 def _epochs(found: list[int]) -> str:

@@ -12,9 +12,7 @@ from kerasdef import models, norms
 from kerasdef.attacks import FGSM, PGD, Attack, AutoAttack
 from kerasdef.datasets import Dataset
 from kerasdef.evaluation import Outcome, Report
-from kerasdef.recipes.base import Pieces, derive, stratified
-
-_SHOWN = 8  # images in the report
+from kerasdef.recipes.base import Pieces, derive, first_examples, stratified
 
 
 def attacks_of(eps: float, norm: str) -> dict[str, Attack]:
@@ -86,10 +84,7 @@ class Judge:
         """A test image of each of the first classes, and what the attacks on a model made of it."""
         if len(self.data.input_shape) != 3:
             return None
-        rows = np.sort(np.unique(self.y, return_index=True)[1])[:_SHOWN]
-        made = {attack: x[rows] for attack, x in self.made[name].items()}
-        predicted = {attack: models.predict_logits(model, x).argmax(axis=1) for attack, x in made.items()}
-        return {"images": self.x[rows], "attacks": made, "labels": self.y[rows], "predicted": predicted}
+        return first_examples(self.x, self.y, self.made[name], model)
 
     def report(self, outcomes: list[Outcome], costs: Mapping[str, Mapping[str, float]], **rest) -> Report:
         """The report; `rest` as `Report` takes it."""

@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import keras
-import numpy as np
-
-from kerasdef import checks, models
 from kerasdef.evaluation import Report
+from kerasdef.recipes.classifier import Classifier
 
 
 @dataclass
-class Trained:
+class Trained(Classifier):
     """A classifier after robust training.
 
     Args:
@@ -27,25 +24,9 @@ class Trained:
         files: What was written, by name.
     """
 
-    model: keras.Model
     method: str
     history: dict[str, list[float]]
     cost: Mapping[str, float]
     report: Report
     out: Path | None = None
     files: dict[str, Path] = field(default_factory=dict)
-
-    def predict(self, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
-        """Labels of shape (n,) for images of shape (n, ...)."""
-        x = checks.images("x", x, shape=self.model.input_shape[1:])
-        return models.predict_logits(self.model, x, batch_size=batch_size).argmax(axis=-1)
-
-    def score(self, x: np.ndarray, y: np.ndarray) -> float:
-        """Accuracy on clean images."""
-        return float(np.mean(self.predict(x) == checks.labels("y", y, n=len(x))))
-
-    def export(self, path: str | Path, *, to: str = "saved_model") -> Path:
-        """Write the classifier as a SavedModel ("saved_model") or a .keras file ("keras"), and check the file."""
-        from kerasdef.export import export
-
-        return export(self.model, path, to=to)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from kerasdef import checks, norms
+from kerasdef.recipes.base import enough_epochs, plain_numbers
 
 EPS = {  # Linf radii that the field reports on; digits: half of MNIST's, its images have a tenth of the pixels
     "digits": 0.15,
@@ -17,8 +14,6 @@ EPS = {  # Linf radii that the field reports on; digits: half of MNIST's, its im
     "cifar10": 8 / 255,  # Madry et al., 2018; hybrid paper
     "gtsrb": 8 / 255,  # hybrid paper
 }
-SMALL = 10_000  # below this many training images: batches of 32, and epochs by optimizer steps
-BATCH = {"small": 32, "large": 128}  # hybrid paper: 128
 STEPS = 2_000  # at least this many optimizer steps on small sets, where the method's epochs are fewer
 VALIDATION = 500  # images that robust validation attacks after each epoch
 PRECISIONS = ("float32", "bfloat16")
@@ -55,9 +50,7 @@ class Settings:
         checks.share("valid_size", self.valid_size)
         checks.positive_int("n_test", self.n_test)
         checks.non_negative_int("seed", self.seed)
-        for f in dataclasses.fields(self):
-            if isinstance(getattr(self, f.name), np.generic):  # numbers of NumPy are no JSON values
-                object.__setattr__(self, f.name, getattr(self, f.name).item())
+        plain_numbers(self)
 
 
 def eps_of(eps: float | None, dataset: str) -> float:
@@ -73,4 +66,4 @@ def epochs_of(epochs: int | None, usual: int, n: int, batch_size: int) -> int:
     """The epochs given; else those usual for the method, on small sets as many as make `STEPS` steps."""
     if epochs is not None:
         return checks.positive_int("epochs", epochs)
-    return usual if n >= SMALL else max(usual, math.ceil(STEPS / max(1, n // batch_size)))
+    return enough_epochs(usual, STEPS, n, batch_size)
