@@ -131,7 +131,7 @@ FEW = {
     "free": {"replays": 2},
     "ensemble": {"sources": ("target_dnn",)},
     "multistage": {"epochs": 3},
-    "distillation": {"temperature": 2.0, "epochs": 5, "learning_rate": 5e-3},
+    "distillation": {"temperature": 2.0, "epochs": 10, "learning_rate": 5e-3},
 }  # the networks of two of them are the method
 
 
