@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import quiet
 
 from kerasdef import models
 from kerasdef.attacks import BIM, FGSM, Evade, Hit, Targeted
@@ -26,10 +27,6 @@ from cleverhans.tf2.attacks.fast_gradient_method import fast_gradient_method
 from cleverhans.tf2.attacks.projected_gradient_descent import projected_gradient_descent
 
 CLOSE = 1e-5  # float32 sums in another order
-
-
-def quiet(attack, model, x, y, **options):
-    return attack(model, x, y, progress=False, **options)
 
 
 def wrong(model, x, y):

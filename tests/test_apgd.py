@@ -1,10 +1,13 @@
 """Auto-PGD: its schedule, its rules step by step, closed forms, the contract, and its strength next to PGD and ART."""
 
 import dataclasses
+import functools
 
+import helpers
 import keras
 import numpy as np
 import pytest
+from helpers import WIDE, art_classifier, quiet
 from keras import ops
 
 from kerasdef import backend, models, norms
@@ -14,7 +17,6 @@ from kerasdef.attacks.apgd import APGD, project_l1
 from kerasdef.norms import L1, L2, Linf
 from kerasdef.testing import LinearOracle, check_attack
 
-WIDE = (-50.0, 50.0)  # no bound is active around inputs in [-1, 1]
 EPS = {"linf": 0.12, "l2": 0.6, "l1": 2.0}  # radii at which some of the digits fall and some hold
 
 
@@ -26,16 +28,7 @@ def tensor(value):
     return ops.convert_to_tensor(np.asarray(value, dtype="float32"))
 
 
-def quiet(attack, model, x, y, **options):
-    return attack(model, x, y, progress=False, **options)
-
-
-def linear(k, n=12, d=6, seed=0):
-    """A linear oracle with inputs that it gets right."""
-    rng = np.random.default_rng(seed)
-    oracle = LinearOracle(rng.normal(size=(d, k)), 0.1 * rng.normal(size=k))
-    x = rng.uniform(-1, 1, (n, d)).astype("float32")
-    return oracle, x, oracle.logits(x).argmax(axis=1)
+linear = functools.partial(helpers.linear, n=12, clear=0.0)
 
 
 def wrong(model, x, y):
@@ -463,16 +456,9 @@ def test_a_target_is_hit(sample, digits_model):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_it_leaves_no_more_accuracy_than_art_with_as_many_steps(norm, sample, digits_model):
     from art.attacks.evasion import AutoProjectedGradientDescent
-    from art.estimators.classification import TensorFlowV2Classifier
 
     x, y = sample
-    classifier = TensorFlowV2Classifier(
-        model=digits_model,
-        nb_classes=10,
-        input_shape=(8, 8, 1),
-        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        clip_values=(0.0, 1.0),
-    )
+    classifier = art_classifier(digits_model)
     theirs = AutoProjectedGradientDescent(
         classifier,
         norm=np.inf if norm == "linf" else 2,

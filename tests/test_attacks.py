@@ -1,12 +1,15 @@
 """Attacks: the contract of every exported one, closed forms on linear models, the promise of each setting."""
 
 import dataclasses
+import functools
 import inspect
 import warnings
 
+import helpers
 import keras
 import numpy as np
 import pytest
+from helpers import WIDE, quiet, size
 from keras import layers, ops
 
 import kerasdef.attacks
@@ -68,23 +71,7 @@ SMALL = {  # settings that make a check quick, and those that have no default
     Quantized: {"attack": PGD(steps=5)},
 }
 WRAPPERS = [c for c in EXPORTED if issubclass(c, Wrapper) or c is WorstOf]
-WIDE = (-50.0, 50.0)  # no bound is active around inputs in [-1, 1]
-
-
-def size(norm, delta):
-    return ops.convert_to_numpy(norm.size(ops.convert_to_tensor(np.asarray(delta, dtype="float32"))))
-
-
-def quiet(attack, model, x, y, **options):
-    return attack(model, x, y, progress=False, **options)
-
-
-def linear(k, n=12, d=6, seed=0):
-    """A linear oracle with inputs that it gets right."""
-    rng = np.random.default_rng(seed)
-    oracle = LinearOracle(rng.normal(size=(d, k)), 0.1 * rng.normal(size=k))
-    x = rng.uniform(-1, 1, (n, d)).astype("float32")
-    return oracle, x, oracle.logits(x).argmax(axis=1)
+linear = functools.partial(helpers.linear, n=12, clear=0.0)
 
 
 # -- the contract ----------------------------------------------------------------------------------

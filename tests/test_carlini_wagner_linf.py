@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from helpers import art_classifier, quiet
 
 from kerasdef import models
 from kerasdef.attacks.carlini_wagner_linf import CarliniWagnerLinf
@@ -12,10 +13,6 @@ from kerasdef.testing import LinearOracle, check_attack
 
 # a step of Adam moves an input by up to 5 * learning_rate here: 0.02, for distances of 0.05 and more
 ATTACK = CarliniWagnerLinf(steps=200, initial_c=0.01, learning_rate=0.004, bounds=(-5.0, 5.0))
-
-
-def quiet(attack, model, x, y):
-    return attack(model, x, y, progress=False)
 
 
 def far(k, n=24, d=6):
@@ -106,17 +103,10 @@ def test_a_setting_outside_its_range_is_an_error_with_the_value_received(name, v
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="ART attacks TensorFlow models")
 def test_it_is_no_weaker_than_art_with_the_same_settings(digits, digits_model):
     from art.attacks.evasion import CarliniLInfMethod
-    from art.estimators.classification import TensorFlowV2Classifier
 
     right = models.predict_logits(digits_model, digits[2]).argmax(axis=1) == digits[3]
     x, y = digits[2][right][:3], digits[3][right][:3]
-    classifier = TensorFlowV2Classifier(
-        model=digits_model,
-        nb_classes=10,
-        input_shape=(8, 8, 1),
-        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        clip_values=(0.0, 1.0),
-    )
+    classifier = art_classifier(digits_model)
     theirs = CarliniLInfMethod(
         classifier,
         max_iter=20,

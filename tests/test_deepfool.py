@@ -5,36 +5,13 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from helpers import WIDE, art_classifier, broken, linear, quiet, size
 from keras import ops
 
-from kerasdef import models, norms
+from kerasdef import models
 from kerasdef.attacks import Evade, Targeted
 from kerasdef.attacks.deepfool import DeepFool
-from kerasdef.testing import LinearOracle, check_attack, linear_model
-
-WIDE = (-50.0, 50.0)  # no bound is active around inputs in [-1, 1]
-
-
-def size(norm, delta):
-    return ops.convert_to_numpy(norms.get(norm).size(ops.convert_to_tensor(np.asarray(delta, dtype="float32"))))
-
-
-def quiet(attack, model, x, y, **options):
-    return attack(model, x, y, progress=False, **options)
-
-
-def linear(k, n=24, d=6, seed=0):
-    """A linear oracle with inputs that it gets right, with a margin that float32 resolves."""
-    rng = np.random.default_rng(seed)
-    oracle = LinearOracle(rng.normal(size=(d, k)), 0.1 * rng.normal(size=k))
-    x = rng.uniform(-1, 1, (n, d)).astype("float32")
-    y = oracle.logits(x).argmax(axis=1)
-    keep = oracle.smallest_distance(x, y, "linf") > 0.02
-    return oracle, x[keep], y[keep]
-
-
-def broken(model, x, y):
-    return models.predict_logits(model, x).argmax(axis=1) != y
+from kerasdef.testing import check_attack, linear_model
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -158,16 +135,9 @@ def test_its_distances_are_those_of_foolbox(norm, digits, digits_model):
 @PEERS
 def test_its_distances_are_those_of_art(digits, digits_model):
     from art.attacks.evasion import DeepFool as Theirs
-    from art.estimators.classification import TensorFlowV2Classifier
 
     x, y = correct(digits, digits_model, 20)
-    wrapped = TensorFlowV2Classifier(
-        model=digits_model,
-        nb_classes=10,
-        input_shape=(8, 8, 1),
-        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        clip_values=(0.0, 1.0),
-    )
+    wrapped = art_classifier(digits_model)
     found = Theirs(wrapped, max_iter=50, epsilon=0.02, nb_grads=10, batch_size=20, verbose=False).generate(x, y)
     ours = quiet(DeepFool(), digits_model, x, y)
     assert broken(digits_model, ours, y).mean() >= broken(digits_model, found, y).mean()

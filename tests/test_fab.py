@@ -4,38 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from keras import ops
+from helpers import WIDE, broken, linear, quiet, size
 
 from kerasdef import models, norms
 from kerasdef.attacks import Evade, Targeted
 from kerasdef.attacks.deepfool import DeepFool
 from kerasdef.attacks.fab import FAB
-from kerasdef.testing import LinearOracle, check_attack, linear_model
+from kerasdef.testing import check_attack, linear_model
 
-WIDE = (-50.0, 50.0)  # no bound is active around inputs in [-1, 1]
 NORMS = ["linf", "l2", "l1"]
-
-
-def size(norm, delta):
-    return ops.convert_to_numpy(norms.get(norm).size(ops.convert_to_tensor(np.asarray(delta, dtype="float32"))))
-
-
-def quiet(attack, model, x, y, **options):
-    return attack(model, x, y, progress=False, **options)
-
-
-def linear(k, n=24, d=6, seed=0):
-    """A linear oracle with inputs that it gets right, with a margin that float32 resolves."""
-    rng = np.random.default_rng(seed)
-    oracle = LinearOracle(rng.normal(size=(d, k)), 0.1 * rng.normal(size=k))
-    x = rng.uniform(-1, 1, (n, d)).astype("float32")
-    y = oracle.logits(x).argmax(axis=1)
-    keep = oracle.smallest_distance(x, y, "linf") > 0.02
-    return oracle, x[keep], y[keep]
-
-
-def broken(model, x, y):
-    return models.predict_logits(model, x).argmax(axis=1) != y
 
 
 def correct(digits, model, n):

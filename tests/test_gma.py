@@ -4,15 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from keras import ops
+from helpers import size
 
-from kerasdef import models, norms
+from kerasdef import models
 from kerasdef.attacks import GMA, gma_analysis
 from kerasdef.testing import linear_model
-
-
-def size(norm, delta):
-    return ops.convert_to_numpy(norms.get(norm).size(ops.convert_to_tensor(np.asarray(delta, dtype="float32"))))
 
 
 @pytest.fixture(scope="module")

@@ -1,33 +1,28 @@
 """HopSkipJump: the smallest distance of linear models from labels alone, and no weaker than ART's."""
 
 import dataclasses
+import functools
 
+import helpers
 import keras
 import numpy as np
 import pytest
+from helpers import quiet_run as quiet
 
 from kerasdef import models
 from kerasdef.attacks.goals import Hit
 from kerasdef.attacks.hop_skip_jump import HopSkipJump
-from kerasdef.testing import LinearOracle, check_attack
+from kerasdef.testing import check_attack
 
 SMALL = HopSkipJump(initial_queries=10, queries=60)
 ORDER = {"linf": np.inf, "l2": 2}
-
-
-def quiet(attack, model, x, y, **options):
-    return attack.run(model, x, y, progress=False, **options)
 
 
 def size(delta, norm="l2"):
     return np.linalg.norm(delta.reshape(len(delta), -1), ord=ORDER[norm], axis=1)
 
 
-def linear(k, d=8, n=16):
-    rng = np.random.default_rng(0)
-    oracle = LinearOracle(rng.normal(size=(d, k)), 0.1 * rng.normal(size=k))
-    x = rng.uniform(-1, 1, (n, d)).astype("float32")
-    return oracle, x, oracle.logits(x).argmax(axis=1)
+linear = functools.partial(helpers.linear, n=16, d=8, clear=0.0)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import quiet
 from keras import ops
 
 from kerasdef import backend, losses, models
@@ -11,10 +12,6 @@ from kerasdef.attacks.gradient import NIM
 from kerasdef.testing import check_attack
 
 SETTINGS = {"eps": 0.2, "steps": 8, "early_stop": False}
-
-
-def quiet(attack, model, x, y):
-    return attack(model, x, y, progress=False)
 
 
 def test_the_look_ahead_is_a_step_along_the_mean_normalized_velocity():

@@ -9,6 +9,7 @@ the FGSM test leaves pixels out whose gradient is below 1e-7, and smooth activat
 import keras
 import numpy as np
 import pytest
+from helpers import art_classifier
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("ART and cleverhans attack TensorFlow models", allow_module_level=True)
@@ -21,7 +22,6 @@ from art.attacks.evasion import (
     ProjectedGradientDescent,
 )
 from art.attacks.evasion.projected_gradient_descent import projected_gradient_descent_tensorflow_v2 as art_pgd
-from art.estimators.classification import TensorFlowV2Classifier
 from cleverhans.tf2.attacks import projected_gradient_descent as cleverhans_pgd
 from cleverhans.tf2.attacks.fast_gradient_method import fast_gradient_method
 from cleverhans.tf2.attacks.momentum_iterative_method import momentum_iterative_method
@@ -77,16 +77,6 @@ def gradient(model, x, y):
     return tape.gradient(loss, z).numpy()
 
 
-def in_art(model, bounds=(0.0, 1.0)):
-    return TensorFlowV2Classifier(
-        model=model,
-        nb_classes=10,
-        input_shape=model.input_shape[1:],
-        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        clip_values=bounds,
-    )
-
-
 def logits(model):
     return lambda z: model(z, training=False)
 
@@ -102,7 +92,7 @@ def test_fgsm_gives_the_images_of_art_and_cleverhans(model, samples, norm):
     x, y = samples
     ours = FGSM(eps=EPS[norm], norm=norm)(model, x, y)
     cleverhans = of_cleverhans(fast_gradient_method, model, x, y, eps=EPS[norm], norm=ORDER[norm])
-    art = FastGradientMethod(in_art(model), norm=ORDER[norm], eps=EPS[norm]).generate(x, y)
+    art = FastGradientMethod(art_classifier(model), norm=ORDER[norm], eps=EPS[norm]).generate(x, y)
     clear = np.abs(gradient(model, x, y)) > 1e-7
     assert clear.mean() > 0.99
     for theirs in (cleverhans, art):
@@ -137,9 +127,11 @@ def test_bim_gives_the_images_of_art_and_cleverhans_after_ten_steps(model, sampl
     )
     settings = {"eps": eps, "eps_step": step, "max_iter": 10, "batch_size": N, "verbose": False}
     if norm == "linf":
-        art = BasicIterativeMethod(in_art(model, bounds), **settings).generate(x, y)
+        art = BasicIterativeMethod(art_classifier(model, bounds), **settings).generate(x, y)
     else:
-        art = ProjectedGradientDescent(in_art(model, bounds), norm=2, num_random_init=0, **settings).generate(x, y)
+        art = ProjectedGradientDescent(art_classifier(model, bounds), norm=2, num_random_init=0, **settings).generate(
+            x, y
+        )
     for theirs in (cleverhans, art):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=CLOSE)
 
@@ -167,7 +159,7 @@ def test_pgd_gives_the_images_of_art_and_cleverhans_from_the_same_start(model, s
         rand_init=True,
     )
     art = ProjectedGradientDescent(
-        in_art(model), eps=eps, eps_step=step, max_iter=10, num_random_init=1, batch_size=N, verbose=False
+        art_classifier(model), eps=eps, eps_step=step, max_iter=10, num_random_init=1, batch_size=N, verbose=False
     ).generate(x, y)
     for theirs in (cleverhans, art):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=CLOSE)
@@ -192,7 +184,7 @@ def test_carlini_wagner_is_no_weaker_than_art_at_the_same_budget(model, samples)
         model, x, y
     )
     theirs = CarliniL2Method(
-        in_art(model),
+        art_classifier(model),
         max_iter=20,
         binary_search_steps=3,
         initial_const=1.0,

@@ -1,28 +1,21 @@
 """Square: closed forms on linear models, the shapes of its steps, and no weaker than ART's."""
 
 import dataclasses
+import functools
 
+import helpers
 import keras
 import numpy as np
 import pytest
+from helpers import WIDE
+from helpers import quiet_run as quiet
 
 from kerasdef import models
 from kerasdef.attacks import PGD
 from kerasdef.attacks.square import Square, _bumps, as_image, window
-from kerasdef.testing import LinearOracle, check_attack
+from kerasdef.testing import check_attack
 
-WIDE = (-50.0, 50.0)  # no bound is active around inputs in [-1, 1]
-
-
-def quiet(attack, model, x, y, **options):
-    return attack.run(model, x, y, progress=False, **options)
-
-
-def linear(k, d=12, n=16):
-    rng = np.random.default_rng(0)
-    oracle = LinearOracle(rng.normal(size=(d, k)), 0.1 * rng.normal(size=k))
-    x = rng.uniform(-1, 1, (n, d)).astype("float32")
-    return oracle, x, oracle.logits(x).argmax(axis=1)
+linear = functools.partial(helpers.linear, n=16, d=12, clear=0.0)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from helpers import quiet, size
 from keras import layers, ops
 
 from kerasdef import losses, models
@@ -20,14 +21,6 @@ from kerasdef.norms import L1, L2, Box, Linf, Masked
 from kerasdef.testing import LinearOracle, check_attack, linear_model
 
 CW = CarliniWagner(steps=20, binary_search_steps=2, initial_c=1.0, learning_rate=0.1)
-
-
-def size(norm, delta):
-    return ops.convert_to_numpy(norm.size(ops.convert_to_tensor(np.asarray(delta, dtype="float32"))))
-
-
-def quiet(attack, model, x, y, **options):
-    return attack(model, x, y, progress=False, **options)
 
 
 def wrong(model, x, y):

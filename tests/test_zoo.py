@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from helpers import quiet_run as quiet
 
 from kerasdef import models
 from kerasdef.attacks.queries import Queries
@@ -12,10 +13,6 @@ from kerasdef.attacks.zoo import ZOO
 from kerasdef.testing import LinearOracle, check_attack
 
 FINE = ZOO(coordinates=8, learning_rate=0.002, binary_search_steps=6, queries=8000, bounds=(-5.0, 5.0))
-
-
-def quiet(attack, model, x, y, **options):
-    return attack.run(model, x, y, progress=False, **options)
 
 
 def linear(k, d=8, n=12):

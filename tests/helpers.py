@@ -1,0 +1,53 @@
+"""What tests of attacks share: linear models with closed forms, calls without a progress bar, ART's wrapper."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasdef import models, norms
+from kerasdef.testing import LinearOracle
+
+WIDE = (-50.0, 50.0)  # no bound is active around inputs in [-1, 1]
+
+
+def size(norm, delta):
+    """Size of perturbations in a norm."""
+    return ops.convert_to_numpy(norms.get(norm).size(ops.convert_to_tensor(np.asarray(delta, dtype="float32"))))
+
+
+def quiet(attack, model, x, y, **options):
+    """x_adv."""
+    return attack(model, x, y, progress=False, **options)
+
+
+def quiet_run(attack, model, x, y, **options):
+    """The result of an attack, with what it cost."""
+    return attack.run(model, x, y, progress=False, **options)
+
+
+def linear(k, n=24, d=6, seed=0, clear=0.02):
+    """A linear oracle, inputs that it gets right by at least `clear` in Linf, and their labels."""
+    rng = np.random.default_rng(seed)
+    oracle = LinearOracle(rng.normal(size=(d, k)), 0.1 * rng.normal(size=k))
+    x = rng.uniform(-1, 1, (n, d)).astype("float32")
+    y = oracle.logits(x).argmax(axis=1)
+    keep = oracle.smallest_distance(x, y, "linf") >= clear
+    return oracle, x[keep], y[keep]
+
+
+def broken(model, x, y):
+    """Which inputs the model gets wrong."""
+    return models.predict_logits(model, x).argmax(axis=1) != y
+
+
+def art_classifier(model, bounds=(0.0, 1.0)):
+    """ART's wrapper of a model that gives logits for ten classes."""
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    return TensorFlowV2Classifier(
+        model=model,
+        nb_classes=10,
+        input_shape=model.input_shape[1:],
+        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        clip_values=bounds,
+    )
