@@ -55,7 +55,7 @@ EXPORTED = [
 GRADIENT = [c for c in EXPORTED if issubclass(c, GradientAttack)]
 SMALL = {  # settings that make a check quick, and those that have no default
     CarliniWagner: {"steps": 60, "binary_search_steps": 4, "initial_c": 1.0, "learning_rate": 0.05},
-    CarliniWagnerLinf: {"steps": 40},
+    CarliniWagnerLinf: {"steps": 40, "initial_c": 0.1},
     FAB: {"steps": 20},
     FMN: {"steps": 30},
     APGD: {"steps": 20},

@@ -81,6 +81,7 @@ def test_plus_rand_and_l1_differ_as_published():
 # -- what it leaves --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_leaves_no_more_than_its_parts_and_no_more_than_apgd_and_pgd_with_20_restarts(robust, digits, standard):
     _, _, x, y = digits
     x, y = x[:150], y[:150]
