@@ -38,6 +38,7 @@ VARIANTS = {  # name: method, settings, share of the epochs
     "PGD 2, 3, 5": ("multistage", {"attack": "pgd", "steps": (2, 3, 5)}, 1.0),
     "PGD 1, 2, 4": ("multistage", {"attack": "pgd", "steps": (1, 2, 4)}, 1.0),
     "PGD 1, 2, 3": ("multistage", {"attack": "pgd", "steps": (1, 2, 3)}, 1.0),
+    "PGD 1, 2, 4, weight 3, more epochs": ("multistage", {"attack": "pgd", "steps": (1, 2, 4), "beta": 3.0}, 1.3),
     "short stages": ("multistage", {"attack": "pgd", "shares": (0.1, 0.1, 0.8), "steps": (1, 2, 4)}, 1.0),
 }
 
