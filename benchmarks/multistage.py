@@ -63,7 +63,7 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict:
 
 
 def summary(runs: list[dict]) -> list[dict]:
-    """One row for each variant over the seeds it has in common with the references."""
+    """One row for each variant: its means over its seeds, and what it saves and loses next to the references."""
     rows = []
     by = {name: {r["seed"]: r for r in runs if r["name"] == name} for name in VARIANTS}
     for name, own in by.items():
@@ -90,10 +90,10 @@ def against(own: dict[int, dict], other: dict[int, dict]) -> dict:
     for seed in seeds:
         assert np.array_equal(own[seed]["index"], other[seed]["index"])
     a, b = (np.concatenate([found[s]["robust"] for s in seeds]) for found in (own, other))
-    ratios = {
+    shares = {
         f"{w}_ratio": sum(own[s][w] for s in seeds) / sum(other[s][w] for s in seeds) for w in ("gradients", "seconds")
     }
-    return {**mcnemar(a, b), **ratios}
+    return {**mcnemar(a, b), **shares}
 
 
 def show(rows: list[dict], console: Console) -> None:
@@ -109,16 +109,20 @@ def show(rows: list[dict], console: Console) -> None:
         cells += [f"{row['gradients'] / 1e6:.2f}", f"{row['seconds'] / 60:.1f}"]
         for other in REFERENCES:
             found = row["against"].get(other)
-            cells += (
-                ["", ""]
-                if found is None
-                else [
-                    f"{found['gradients_ratio']:.2f}, {found['seconds_ratio']:.2f}",
-                    f"{100 * found['difference']:+.1f} ({found['p_value']:.3f})",
-                ]
-            )
+            cells += ["", ""] if found is None else [ratios(found), difference(found)]
         table.add_row(*cells)
     console.print(table)
+
+
+def ratios(found: dict) -> str:
+    """Shares of the gradients and of the time of a reference, each next to its bar."""
+    shares = [found["gradients_ratio"], found["seconds_ratio"]]
+    return ", ".join(f"{share:.2f} {bench.mark(share, TO_REACH, at_most=True)}" for share in shares)
+
+
+def difference(found: dict) -> str:
+    """Points gained or lost under AutoAttack, with the p-value."""
+    return f"{100 * found['difference']:+.1f} ({found['p_value']:.2g})"
 
 
 def main() -> None:
