@@ -449,7 +449,8 @@ def test_the_epochs_of_the_stages_add_up_and_each_has_one_at_least(epochs, share
     np.testing.assert_allclose([stage.attack.parameters["eps"] for stage in stages], [0.1, 0.2, 0.3])
 
 
-def test_stages_train_with_their_steps_at_their_radius_and_cost_what_the_formula_says(data):
+@pytest.mark.parametrize(("objective", "trained"), [("trades", 2), ("madry", 1)])
+def test_stages_train_with_their_steps_at_their_radius_and_cost_what_the_formula_says(data, objective, trained):
     radii, steps = (0.5, 1.0), (1, 4)
     seen = []
 
@@ -461,11 +462,11 @@ def test_stages_train_with_their_steps_at_their_radius_and_cost_what_the_formula
             )
 
     options = settings(epochs=3, n_test=4, callbacks=[See()])
-    result = kerasdef.train_multistage(data, **options, radii=radii, steps=steps, shares=(1, 2))
+    result = kerasdef.train_multistage(data, **options, radii=radii, steps=steps, shares=(1, 2), objective=objective)
     assert [s for s, _ in seen] == [1, 4, 4]
     np.testing.assert_allclose([r for _, r in seen], [0.5 * EPS, EPS, EPS], rtol=1e-6)  # float32
     # APGD takes one gradient more than its steps; TRADES trains on the clean and on the attacked images
-    assert result.cost["gradients"] == SIZES["train"] * (1 * (1 + 1 + 2) + 2 * (4 + 1 + 2))
+    assert result.cost["gradients"] == SIZES["train"] * (1 * (1 + 1 + trained) + 2 * (4 + 1 + trained))
 
 
 # -- half precision -----------------------------------------------------------------------------------------------
@@ -610,6 +611,7 @@ BAD = {
     "no stages": ("multistage", {"radii": (), "steps": (), "shares": ()}, "must have one value for each stage"),
     "a stage without steps": ("multistage", {"steps": (0, 1, 2)}, "`steps` must be above 0"),
     "an attack unknown": ("multistage", {"attack": "apg"}, "Did you mean 'apgd'"),
+    "an objective unknown": ("multistage", {"objective": "trade"}, "Did you mean 'trades'"),
     "fewer epochs than stages": ("multistage", {"epochs": 2}, "`epochs` must be at least 3"),
 }
 
