@@ -61,6 +61,11 @@ def replica():
     return keras.ops.cast(0, "int32")
 
 
+def replicas() -> int:
+    """Number of replicas that train together: 1 but under a strategy of `tf.distribute`, which adds their losses up."""
+    return tf.distribute.get_strategy().num_replicas_in_sync if NAME == "tensorflow" else 1
+
+
 def gradient(fn: Callable) -> Callable:
     """Differentiate per-sample values by their own inputs.
 

@@ -116,7 +116,15 @@ def logits_of(model: keras.Model) -> Callable:
 
     It undoes a last softmax or sigmoid by a logarithm, so it is for losses, not for attacks: where a probability is
     below 1e-30 the gradient is lost. Attacks go through `logits_view`.
+
+    Raises:
+        ValueError: The model is a subclassed one, whose outputs have no known shape.
     """
+    if model.built and not getattr(model, "outputs", None):
+        raise ValueError(
+            f"`model` must be a Sequential or functional model. Received: {type(model).__name__}; wrap it: "
+            "keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)"
+        )
     single = model.output_shape[-1] == 1
     squashed = not gives_logits(model)
 

@@ -7,9 +7,20 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from kerasdef import backend, models
+from kerasdef import backend
 from kerasdef.attacks import FGSM, PGD, CarliniWagner, GradientAttack
-from kerasdef.training import AdversarialTraining, Madry, Mart, Mixed, Objective, Pairing, Reject, Trades
+from kerasdef.training import (
+    AdversarialTraining,
+    Madry,
+    Mart,
+    Mixed,
+    Objective,
+    Pairing,
+    Radius,
+    Reject,
+    Stage,
+    Trades,
+)
 from kerasdef.training.objectives import Batch, kl_divergence
 
 EPS = 0.1
@@ -108,7 +119,10 @@ def test_the_divergence_is_zero_only_between_equals_and_never_negative():
 # -- what it does to the model ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES[:5], ids=lambda o: type(o).__name__)
+WITH_REJECT = [*OBJECTIVES[:5], Reject(3)]
+
+
+@pytest.mark.parametrize("objective", WITH_REJECT, ids=lambda o: type(o).__name__)
 def test_every_objective_trains_and_a_softmax_head_equals_logits(objective):
     x, y = data(64)
     results = []
@@ -152,14 +166,30 @@ def test_the_attack_sees_batch_normalization_in_inference_mode_and_moves_it_once
         np.testing.assert_allclose(np.array(model.layers[0].moving_mean), wanted, rtol=1e-4)
 
 
+def images_by_hand(model, x, y, scale=1.0, shift=0.0):
+    """FGSM on a linear model of `scale * x + shift`, in float64."""
+    w, b = (v.astype("float64") for v in model.layers[-1].get_weights())
+    slope = (softmax((scale * x + shift) @ w + b) - np.eye(4)[y]) @ w.T * scale
+    assert np.abs(slope).min() > 1e-6  # or float32 may see another sign
+    return np.clip(x + EPS * np.sign(slope), 0, 1)
+
+
 def test_dropout_is_off_while_the_attack_looks():
     x, y = data(16)
     model = dense(noise=layers.Dropout(0.9))
     trainer = AdversarialTraining(model, FGSM(eps=EPS))
     found = ops.convert_to_numpy(trainer.perturb(ops.convert_to_tensor(x), ops.convert_to_tensor(y)))
-    tensors = ops.convert_to_tensor(x), ops.convert_to_tensor(y)
-    plain = FGSM(eps=EPS).perturb(models.logits_view(model), *tensors, np.zeros(16, "int32"))
-    np.testing.assert_allclose(found, ops.convert_to_numpy(plain), atol=1e-6)
+    np.testing.assert_allclose(found, images_by_hand(model, x, y), atol=1e-6)
+
+
+def test_the_attack_uses_the_moving_statistics_of_batch_normalization():
+    x, y = data(16)
+    model = dense(noise=layers.BatchNormalization(epsilon=0.0))
+    model.layers[0].moving_mean.assign(np.full(6, 0.9))  # far from those of the batch, 0.5 and 0.03
+    model.layers[0].moving_variance.assign(np.full(6, 4.0))
+    trainer = AdversarialTraining(model, FGSM(eps=EPS))
+    found = ops.convert_to_numpy(trainer.perturb(ops.convert_to_tensor(x), ops.convert_to_tensor(y)))
+    np.testing.assert_allclose(found, images_by_hand(model, x, y, scale=0.5, shift=-0.45), atol=1e-6)
 
 
 def test_images_stay_in_the_ball_and_other_seeds_give_other_images():
@@ -224,6 +254,61 @@ def test_sample_weights_and_class_weights_count():
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(by_sample, fitted(y)[0], strict=True))
 
 
+@pytest.mark.parametrize("objective", WITH_REJECT, ids=lambda o: type(o).__name__)
+def test_the_weighted_loss_is_the_formula_with_every_sample_weighted(objective):
+    x, y = data(8)
+    y = np.minimum(y, 2)  # class 3 is that of rejected images
+    weights = np.random.default_rng(0).uniform(0, 2, 8).astype("float32")
+    wanted = 0.0
+    model = dense()
+    w, b = (v.astype("float64") for v in model.layers[-1].get_weights())
+    x_adv = np.clip(x + np.linspace(-EPS, EPS, 6), 0, 1).astype("float32")
+    for i in range(8):
+        one = slice(i, i + 1)
+        wanted += weights[i] * objective_by_hand(objective, x[one] @ w + b, x_adv[one] @ w + b, y[one], 4) / 8
+    for form in (weights, weights[:, None]):
+        trainer = AdversarialTraining(dense(), PGD(eps=EPS, steps=1), objective)
+        trainer.perturb = lambda x, y: x + np.linspace(-EPS, EPS, 6).astype("float32")
+        trainer.compile(keras.optimizers.SGD(0.0), loss())
+        found = trainer.fit(x, y, sample_weight=form, batch_size=8, epochs=1, verbose=0).history["loss"][0]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+def test_rejected_images_keep_the_form_of_the_labels():
+    _, y = data(32)
+    results = []
+    for form in (y, y[:, None], np.eye(4, dtype="float32")[y]):
+        model = dense()
+        trainer = AdversarialTraining(model, FGSM(eps=EPS), Reject(3))
+        one_hot = form.ndim == 2 and form.shape[1] > 1
+        trainer.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True) if one_hot else loss())
+        trainer.fit(data(32)[0], form, batch_size=16, epochs=2, shuffle=False, verbose=0)
+        results.append(model.get_weights())
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.skipif(backend.NAME != "tensorflow", reason="tf.data is TensorFlow's")
+def test_a_tf_dataset_with_weights_and_a_ragged_last_batch_trains_as_arrays_do():
+    import tensorflow as tf
+
+    x, y = data(40)
+    weights = np.random.default_rng(0).uniform(0, 2, 40).astype("float32")
+    results = []
+    for kind in ("arrays", "tf.data"):
+        model = dense()
+        trainer = AdversarialTraining(model, PGD(eps=EPS, steps=2), Trades(1.0), seed=1)
+        trainer.compile(keras.optimizers.SGD(0.5), loss())
+        if kind == "arrays":
+            trainer.fit(x, y, sample_weight=weights, batch_size=16, epochs=2, shuffle=False, verbose=0)
+        else:
+            trainer.fit(tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(16), epochs=2, verbose=0)
+        results.append(model.get_weights())
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_evaluate_and_predict_are_those_of_the_model():
     x, y = data(32)
     model = dense()
@@ -256,7 +341,7 @@ def test_callbacks_weight_averages_and_mixed_precision_work(tmp_path):
 
 def test_regularization_is_counted_once():
     x, y = data(32)
-    for objective in OBJECTIVES[:5]:
+    for objective in WITH_REJECT:
         values = []
         for strength in (0.0, 0.1):
             model = dense(penalty=keras.regularizers.L2(strength))
@@ -270,6 +355,20 @@ def test_regularization_is_counted_once():
 # -- bad input -------------------------------------------------------------------------------------
 
 
+def subclassed():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.last = layers.Dense(4)
+
+        def call(self, x):
+            return self.last(x)
+
+    model = Own()
+    model(np.zeros((1, 6), "float32"))
+    return model
+
+
 def test_bad_arguments_are_refused():
     model = dense()
     with pytest.raises(ValueError, match="`attack` must be an attack that takes steps"):
@@ -278,6 +377,18 @@ def test_bad_arguments_are_refused():
         AdversarialTraining(model, FGSM(), "trades")
     with pytest.raises(ValueError, match="`source` must be models of the inputs"):
         AdversarialTraining(model, FGSM(), source=(dense(d=7),))
+    with pytest.raises(ValueError, match="`source` must be models of 4 classes"):
+        AdversarialTraining(model, FGSM(), source=(dense(k=5),))
+    with pytest.raises(ValueError, match="`radius` is for attacks that have an `eps`"):
+        AdversarialTraining(model, CarliniWagner(steps=2), radius=Radius.ramp(0.1, 4))
+    with pytest.raises(ValueError, match="`attack` must have an `eps`"):
+        Stage(1, CarliniWagner(steps=2))
+    trainer = AdversarialTraining(model, FGSM(), Reject(4))
+    trainer.compile("sgd", loss())
+    with pytest.raises(ValueError, match="`label` must be an output of the model, below 4"):
+        trainer.fit(*data(8), verbose=0)
+    with pytest.raises(ValueError, match="must be a Sequential or functional model"):
+        AdversarialTraining(subclassed(), FGSM())
     with pytest.raises(ValueError, match="must have a setting `loss`"):
         AdversarialTraining(model, CarliniWagner(steps=2), Trades())
     with pytest.raises(ValueError, match="must be built"):

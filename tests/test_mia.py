@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -16,7 +17,7 @@ from kerasdef.attacks import FGSM, GMA, Cycled
 from kerasdef.attacks.goals import Evade
 from kerasdef.datasets import as_dataset
 from kerasdef.defenses import bootstrap_indices
-from kerasdef.recipes.base import Pieces, derive
+from kerasdef.recipes.base import Pieces, derive, restore, weights_piece
 from kerasdef.recipes.mia_sets import default_attack, describe, same_words
 from kerasdef.training import adversarial_count
 
@@ -129,6 +130,16 @@ def _divided(x, y, saved):
 
 
 # -- what comes back ----------------------------------------------------------------------------------------------
+
+
+def test_a_piece_gives_every_weight_back_also_beyond_a_thousand():
+    many = [keras.Variable(float(i)) for i in range(1100)]
+    model = SimpleNamespace(variables=many)
+    piece = weights_piece(model, {})
+    for variable in many:
+        variable.assign(-1.0)
+    restore(model, piece)
+    assert [float(keras.ops.convert_to_numpy(v)) for v in many] == list(range(1100))
 
 
 def test_the_model_says_label_adversarial_votes_and_probabilities_as_predict_does(run, data):

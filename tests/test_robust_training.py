@@ -197,6 +197,17 @@ def test_the_weights_are_those_of_the_epoch_that_withstood_most(data):
     assert result.report.notes[-1] == f"The weights are those of epoch {best + 2} of 4."
 
 
+@pytest.mark.slow
+def test_autoattack_is_in_the_report_and_leaves_no_more_than_pgd(data, tmp_path):
+    options = settings(steps=3, epochs=4, autoattack=True, n_test=20)
+    result = kerasdef.train_pgd(data, **options, out=tmp_path / "run")
+    assert list(result.report.attacks("adaptive")) == ["fgsm", "pgd", "cw", "autoattack"]
+    left = {a: result.report.metrics("pgd", a, "adaptive")["robust_accuracy"] for a in ("pgd", "autoattack")}
+    assert left["autoattack"] <= left["pgd"] + 1 / 20  # one image may depend on the random start
+    again = kerasdef.train_pgd(data, **options, out=tmp_path / "run")
+    assert again.report.metrics("pgd", "autoattack", "adaptive")["robust_accuracy"] == left["autoattack"]
+
+
 # -- the folder ---------------------------------------------------------------------------------------------------
 
 
@@ -380,9 +391,34 @@ def test_a_single_output_is_counted_right_or_wrong_by_its_sign(kind, data):
     assert result.history["val_accuracy"][0] == pytest.approx(result.score(divided.x_valid, divided.y_valid))
 
 
-def test_a_compiled_model_of_yours_with_a_classification_loss_is_taken(data):
+def test_the_teacher_of_your_own_model_is_a_twin_of_it(data):
+    x, y, x_test, y_test = data
+    rows = x.reshape(len(x), -1), y, x_test.reshape(len(x_test), -1), y_test  # no network of ours takes these
+    model = own(shape=(64,))
+    result = kerasdef.train_distillation(rows, model=model, **settings(network=None, epochs=8))
+    assert result.model is model
+    assert result.score(*rows[2:]) > 0.3
+    assert result.cost["gradients"] == 2 * 8 * SIZES["train"]  # the teacher's too
+
+
+def test_a_training_that_is_stopped_before_the_full_radius_returns_the_last_weights(data):
+    found = []
+
+    class Keep(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            found.append(weights(self.model.model))
+
+    stop = keras.callbacks.EarlyStopping("val_robust_accuracy", mode="max", patience=0, min_delta=2.0)
+    result = kerasdef.train_multistage(data, **settings(epochs=6, callbacks=[Keep(), stop]), shares=(1, 1, 1))
+    assert len(found) == 2
+    assert same(weights(result.model), found[-1])  # averaged ones, as they were validated
+    assert result.report.notes[-1] == "The weights are those of epoch 2 of 2."
+
+
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", keras.losses.CategoricalFocalCrossentropy()])
+def test_a_compiled_model_of_yours_with_a_classification_loss_is_taken(data, loss):
     model = own("softmax")
-    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.compile("sgd", loss)
     result = kerasdef.train_fast(data, model=model, **settings(network=None, epochs=1, n_test=8))
     assert result.model is model
 

@@ -95,13 +95,27 @@ def test_robust_validation_logs_the_accuracy_under_attack_for_other_callbacks():
     assert any(np.abs(a - b).max() > 0 for a, b in zip(before, model.get_weights(), strict=True))
 
 
-def test_robust_validation_repeats_the_last_number_between_measurements():
+def test_robust_validation_measures_a_single_step_too():
     x, y = data()
-    watch = [RobustValidation(x, y, FGSM(eps=EPS), every=2)]
-    found = trainer_of(dense()).fit(x, y, batch_size=16, epochs=4, callbacks=watch, verbose=0).history
-    values = found["val_robust_accuracy"]
-    assert np.isnan(values[0])
-    assert values[1] == values[2]
+    model = dense()
+    trainer = AdversarialTraining(model, PGD(eps=EPS, steps=2))
+    trainer.compile("sgd", loss())
+    watch = [RobustValidation(x, y, PGD(eps=EPS, steps=5), single=FGSM(eps=EPS), seed=5)]
+    found = trainer.fit(x, y, batch_size=16, epochs=1, callbacks=watch, verbose=0).history
+    for name, attack in (("robust", PGD(eps=EPS, steps=5)), ("single_step", FGSM(eps=EPS))):
+        wanted = 1 - attack.run(model, x, y, seed=5, progress=False).success.mean()
+        assert found[f"val_{name}_accuracy"] == [pytest.approx(wanted)]
+    with pytest.raises(ValueError, match="`single` must be an attack"):
+        RobustValidation(x, y, FGSM(eps=EPS), single="fgsm")
+
+
+def test_a_classifier_of_ones_own_is_measured_whole_whatever_its_attributes_are_called():
+    x, y = data()
+    model = dense()
+    model.model = "a part of it"
+    model.compile("sgd", loss(), jit_compile=backend.jit())
+    found = model.fit(x, y, epochs=1, callbacks=[RobustValidation(x, y, FGSM(eps=EPS)), BestRobust()], verbose=0)
+    assert 0 <= found.history["val_robust_accuracy"][0] <= 1
 
 
 # -- guard and best weights ------------------------------------------------------------------------
@@ -130,12 +144,11 @@ def test_the_guard_goes_back_to_the_last_good_epoch_and_takes_more_steps():
     assert trainer.attack.relative_step == 2.5
 
 
-def test_single_step_training_collapses_unguarded_and_does_not_with_the_guard(digits):
-    """Long steps without a random start overfit to one step; the collapse is real, not simulated."""
-    x, y = digits[:2]
-    found = {}
+def test_single_step_training_overfits_to_its_step_and_less_so_with_the_guard(digits):
+    """One step without a random start at a large radius: the overfitting is real, not simulated."""
+    x, y, x_test, y_test = digits
+    robust = {}
     for guarded in (False, True):
-        keras.utils.set_random_seed(0)
         glorot = [keras.initializers.GlorotUniform(seed=i) for i in range(3)]
         model = keras.Sequential(
             [
@@ -146,16 +159,19 @@ def test_single_step_training_collapses_unguarded_and_does_not_with_the_guard(di
                 layers.Dense(10, kernel_initializer=glorot[2]),
             ]
         )
-        attack = PGD(eps=0.3, steps=1, relative_step=2.0, random_start=False)
+        attack = PGD(eps=0.25, steps=1, relative_step=1.0, random_start=False)
         trainer = AdversarialTraining(model, attack, Madry())
         trainer.compile(keras.optimizers.Adam(3e-3), loss(), jit_compile=backend.jit())
-        watch = [RobustValidation(x[:200], y[:200], PGD(eps=0.3, steps=10)), OverfittingGuard(drop=0.15)]
-        trainer.fit(x, y, batch_size=50, epochs=12, verbose=0, callbacks=watch[: 1 + guarded], shuffle=False)
-        values = trainer.history.history["val_robust_accuracy"]
-        found[guarded] = max(values) - values[-1]
-        if guarded and watch[1].collapses:
+        watch = [RobustValidation(x_test, y_test, PGD(eps=0.25, steps=10), single=FGSM(eps=0.25))]
+        watch += [OverfittingGuard(gap=0.1, start=2)] if guarded else []
+        found = trainer.fit(x, y, batch_size=50, epochs=15, verbose=0, callbacks=watch, shuffle=False).history
+        robust[guarded] = found["val_robust_accuracy"][-1]
+        if guarded:
+            assert watch[1].raises
             assert trainer.attack.steps > 1
-    assert found[True] <= found[False] + 0.05
+        else:
+            assert found["val_single_step_accuracy"][-1] > robust[False] + 0.15
+    assert robust[True] > robust[False] + 0.08
 
 
 def test_the_guard_takes_more_steps_where_one_step_runs_away_and_goes_on_from_there():
@@ -175,6 +191,26 @@ def test_the_guard_takes_more_steps_where_one_step_runs_away_and_goes_on_from_th
     assert guard.raises == [1, 3]  # not before the start, not without a gap, not above the most
     assert [steps for steps, _ in seen] == [1, 1, 2, 2, 3]
     assert guard.collapses == []
+
+
+def test_best_robust_puts_the_last_weights_back_where_no_epoch_counted():
+    x, y = data()
+    model = dense()
+    seen = []
+
+    class Keep(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(model.get_weights())
+
+    trainer = trainer_of(model)  # averages its weights
+    trainer.compile(keras.optimizers.SGD(0.1, use_ema=True), loss())
+    stop = keras.callbacks.EarlyStopping("val_robust_accuracy", mode="max", patience=0)
+    best = BestRobust(start=9)
+    watch = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True), Logs([0.9, 0.8, 0.7, 0.6]), Keep(), best, stop]
+    trainer.fit(x, y, batch_size=16, epochs=4, callbacks=watch, verbose=0)
+    assert (len(seen), best.epoch) == (2, None)
+    for a, b in zip(model.get_weights(), seen[1], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_best_robust_puts_the_weights_of_the_best_epoch_back():
@@ -255,6 +291,47 @@ def test_a_training_killed_anywhere_and_begun_again_ends_with_the_same_weights(a
     assert again == history
 
 
+def test_early_stopping_goes_on_counting_after_a_kill(tmp_path):
+    x, y = data(80)
+
+    def run(path, stop=None):
+        model = dense()
+        trainer = trainer_of(model, seed=4)
+        mixture = Mixture([(x, y)], batch_size=16, seed=7)
+        early = keras.callbacks.EarlyStopping("val_robust_accuracy", mode="max", patience=2, restore_best_weights=True)
+        watch = [Logs([0.5, 0.9, 0.6, 0.7, 0.95, 0.95]), early]
+        watch.append(Resume(path, mixture, watch))
+        watch += [stop] if stop else []
+        history = trainer.fit(mixture, epochs=6, callbacks=watch, shuffle=False, verbose=0).history
+        return model.get_weights(), len(history["loss"])
+
+    wanted, epochs = run(tmp_path / "whole.npz")
+    assert epochs == 4  # the best is in the second epoch, then two without a better one
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed.npz", Stop(2, 3))
+    found, again = run(tmp_path / "killed.npz")
+    assert again == epochs
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_fit_that_was_interrupted_goes_on_in_the_same_process_with_the_same_order(tmp_path):
+    x, y = data(80)
+    results = []
+    for interrupted in (False, True):
+        model = dense()
+        trainer = trainer_of(model, seed=4)
+        mixture = Mixture([(x, y)], batch_size=16, seed=7)
+        watch = [Resume(tmp_path / f"{interrupted}.npz", mixture)]
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.fit(mixture, epochs=4, callbacks=[*watch, Stop(2, 1)], shuffle=False, verbose=0)
+        trainer.fit(mixture, epochs=4, callbacks=watch, shuffle=False, verbose=0)
+        results.append(model.get_weights())
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_state_of_another_model_is_refused(tmp_path):
     x, y = data()
     path = tmp_path / "state.npz"
@@ -297,6 +374,19 @@ def test_weight_perturbations_let_batch_normalization_move_and_nothing_else_chan
     for v in model.variables:
         moved = np.abs(ops.convert_to_numpy(v).astype("float64") - before[v.path]).max() > 0
         assert moved == ("moving" in v.path or "seed" in v.path), v.path
+
+
+def test_weight_perturbations_move_batch_normalization_as_often_as_training_without_them():
+    x, y = data(32)
+    found = []
+    for awp in (0.0, 0.01):
+        model = keras.Sequential([keras.Input((6,)), layers.BatchNormalization(momentum=0.9), layers.Dense(4)])
+        trainer = AdversarialTraining(model, PGD(eps=0.0, steps=1), Trades(1.0), awp=awp)  # eps 0: the clean images
+        trainer.compile(keras.optimizers.SGD(0.0), loss())
+        trainer.fit(x, y, batch_size=32, epochs=1, verbose=0)
+        found.append(np.array(model.layers[0].moving_mean))
+    np.testing.assert_allclose(found[0], (1 - 0.9**2) * x.mean(axis=0), rtol=1e-4)  # clean and adversarial
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
 
 
 def test_one_of_several_attacks_is_drawn_for_every_batch():

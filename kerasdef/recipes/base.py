@@ -239,7 +239,8 @@ def weights_piece(model: keras.Model, history: Mapping) -> Piece:
 
 def restore(model: keras.Model, piece: Piece) -> keras.Model:
     """Give a model the weights of a piece."""
-    for variable, name in zip(model.variables, sorted(piece[0]), strict=True):
+    names = [f"w{i:03d}" for i in range(len(piece[0]))]
+    for variable, name in zip(model.variables, names, strict=True):
         variable.assign(piece[0][name])
     return model
 

@@ -33,8 +33,14 @@ from kerasdef.recipes.robust_result import Trained
 from kerasdef.recipes.robust_settings import JUDGING, VALIDATION, Settings, epochs_of, eps_of
 from kerasdef.training import BestRobust, Mixture, OverfittingGuard, Resume, RobustValidation
 
-_LOSSES = ("SparseCategoricalCrossentropy", "CategoricalCrossentropy", "BinaryCrossentropy", "CategoricalHinge")
-_LOSS_NAMES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
+_LOSSES = (  # in either spelling of Keras, as a class and as a function
+    "sparsecategoricalcrossentropy",
+    "categoricalcrossentropy",
+    "binarycrossentropy",
+    "categoricalfocalcrossentropy",
+    "binaryfocalcrossentropy",
+    "categoricalhinge",
+)
 _SHIFT = 4  # pixels, the usual augmentation of color images of 32x32
 
 
@@ -72,8 +78,9 @@ def train(
         method: Name of a method, see `kerasdef list methods`.
         data: A name ("digits", "mnist", ...), the path of an .npz file, a `Dataset`, or arrays (x, y) or
             (x_train, y_train, x_test, y_test).
-        model: Your own built classifier, trained in place from the weights it has, or a .keras file. None builds
-            `network`. A run in `out` goes on with the weights it has there; a .keras file must be the same again.
+        model: Your own built Sequential or functional classifier, trained in place from the weights it has, or a
+            .keras file. None builds `network`. A run in `out` goes on with the weights it has there; a .keras file must
+            be the same again.
         network: Name of a network, or a function (input_shape, outputs, seed=...) that returns a Keras model. None: the
             method's own, for gray or for color images.
         eps: Radius in input units, above 0. None: the one the field reports for a known data set.
@@ -146,6 +153,7 @@ def train(
     if isinstance(model, str | Path):
         model = read_keras(model)
         run.start = {"start": fingerprint(*model.get_weights())}
+    run.own = model
     model = run.build() if model is None else model
     run.check(model)
     pieces = Pieces(out, run.record(model), judging=JUDGING)
@@ -158,6 +166,7 @@ class _Run:
     def __init__(self, name: str, method: Method, data: Dataset, settings: Settings, network, callbacks, show):
         self.name, self.method, self.data, self.s = name, method, data, settings
         self.callbacks, self.show = callbacks, show
+        self.own: keras.Model | None = None  # the user's
         self.start: dict[str, str] = {}  # what a run must begin with again
         self.before: list[dict[str, float]] = []  # costs of the classifiers that were trained for this one
         if network is None:
@@ -166,7 +175,11 @@ class _Run:
         self.batches = len(self.mixture(0))
 
     def build(self, network: Callable | None = None, *labels) -> keras.Model:
-        """A fresh network; without labels the one that is trained."""
+        """A fresh network, or a twin of the user's own model; without labels the network that is trained."""
+        if network is None and self.own is not None:
+            twin = keras.models.clone_model(self.own)
+            twin.set_weights(self.own.get_weights())
+            return twin
         seed = derive(self.s.seed, "network", *labels) % 10**6
         with _precision(self.s.precision):
             return (network or self.network)(self.data.input_shape, self.data.classes, seed=seed)
@@ -175,6 +188,7 @@ class _Run:
         """Find what does not fit before work starts."""
         if not isinstance(model, keras.Model):
             raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
+        models.logits_of(model)
         view = models.logits_view(model)
         if tuple(model.input_shape[1:]) != tuple(self.data.input_shape):
             raise ValueError(
@@ -187,7 +201,7 @@ class _Run:
             )
         loss = model.loss if getattr(model, "compiled", False) else None
         name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-        if loss is not None and name not in (*_LOSSES, *_LOSS_NAMES):
+        if loss is not None and name.lower().replace("_", "") not in _LOSSES:
             raise ValueError(f"`model` must be compiled with a classification loss, or not at all. Received: {name}")
         self.rehearse(model)
 
@@ -318,15 +332,17 @@ class _Run:
         single = FGSM(eps=s.eps, norm=s.norm, random_start=True) if guarded else None
         options = {"single": single, "seed": derive(s.seed, "probe")}
         watch.append(RobustValidation(d.x_valid[rows], d.y_valid[rows], probe, **options))
-        best = [] if self.method.full(job) is None else [BestRobust(start=self.method.full(job))]
-        watch += [*own, *best, *self.callbacks]
+        full = self.method.full(job)
+        best = BestRobust(start=s.epochs if full is None else full)
+        watch += [*own, best, *self.callbacks]
         if pieces.folder is not None:
             watch.append(Resume(_state(pieces), data, watch))
         history = self.fit(trainer, data, s.epochs, f"{self.name}, {s.epochs} epochs", watch)
         arrays, meta = weights_piece(model, history)
         notes = []
-        if best:
-            notes.append(f"The weights are those of epoch {best[0].epoch + 1} of {len(history['loss'])}.")
+        if full is not None:
+            epoch = len(history["loss"]) if best.epoch is None else best.epoch + 1
+            notes.append(f"The weights are those of epoch {epoch} of {len(history['loss'])}.")
         for callback in own:
             if getattr(callback, "collapses", None):
                 notes.append(f"Training collapsed in epoch {_epochs(callback.collapses)} and went back.")

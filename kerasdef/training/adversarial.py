@@ -86,6 +86,8 @@ class AdversarialTraining(keras.Model):
         self.attack = attack
         if radius is not None and not isinstance(radius, Radius):
             raise ValueError(f"`radius` must be a Radius or None. Received: radius={radius!r}")
+        if radius is not None and not all("eps" in a.parameters for a in self._attacks):
+            raise ValueError(f"`radius` is for attacks that have an `eps`. Received: attack={attack!r}")
         self.radius = radius
         self.awp = checks.real("awp", awp, low=0.0)
         self.source = models.Untracked(tuple(models.logits_view(m) for m in source or ()))
@@ -93,6 +95,11 @@ class AdversarialTraining(keras.Model):
             if other.input_shape != model.input_shape:
                 raise ValueError(
                     f"`source` must be models of the inputs {model.input_shape}. Received: {other.input_shape}"
+                )
+            if other.output_shape[-1] != self.view.output_shape[-1]:
+                raise ValueError(
+                    f"`source` must be models of {self.view.output_shape[-1]} classes. "
+                    f"Received: outputs of shape {other.output_shape}"
                 )
         self.batches = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="batches")
         self.draws = keras.random.SeedGenerator(checks.non_negative_int("seed", seed))
@@ -125,8 +132,8 @@ class AdversarialTraining(keras.Model):
         super().compile(*args, jit_compile=backend.jit() if jit_compile is None else jit_compile, **kwargs)
 
     def call(self, x, training=None):
-        """Outputs of the classifier; in training mode only where the objective uses the clean images."""
-        return self.model(x, training=bool(training) and self.objective.needs_clean)
+        """Outputs of the classifier; in training mode only where the objective uses these very outputs."""
+        return self.model(x, training=bool(training) and self.objective.needs_clean and not self.awp)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The objective in training; the compiled loss of the clean images in evaluation."""
@@ -138,7 +145,7 @@ class AdversarialTraining(keras.Model):
         if not self.awp:
             return self._objective(x_adv, y, labels, y_pred, sample_weight)
         with self._moved(x, x_adv, y, labels, sample_weight):
-            y_pred = self.call(x, training=True)
+            y_pred = self.model(x, training=self.objective.needs_clean)
             return self._objective(x_adv, y, labels, y_pred, sample_weight)
 
     def _objective(self, x_adv, y, labels, y_pred, sample_weight):
@@ -150,7 +157,9 @@ class AdversarialTraining(keras.Model):
             return keras.Model.compute_loss(self, None, target, outputs[name], sample_weight, True)
 
         def mean(values):
-            return ops.mean(values if sample_weight is None else values * ops.cast(sample_weight, values.dtype))
+            if sample_weight is not None:
+                values = values * ops.cast(ops.reshape(sample_weight, (-1,)), values.dtype)
+            return ops.mean(values) / backend.replicas()
 
         return self.objective(
             Batch(
@@ -159,7 +168,7 @@ class AdversarialTraining(keras.Model):
                 adversarial=self.to_logits(outputs["adversarial"]),
                 task=task,
                 mean=mean,
-                penalty=sum(self.losses) if self.losses else 0.0,
+                penalty=sum(self.losses) / backend.replicas() if self.losses else 0.0,
             )
         )
 
@@ -172,7 +181,8 @@ class AdversarialTraining(keras.Model):
 
         def value(tensors):
             with keras.StatelessScope(state_mapping=[*others, *zip(kernels, tensors, strict=True)]):
-                return self._objective(x_adv, y, labels, self.call(x, training=True), sample_weight)
+                y_pred = self.model(x, training=self.objective.needs_clean)
+                return self._objective(x_adv, y, labels, y_pred, sample_weight)
 
         now = [v.value for v in kernels]
         _, grads = backend.value_and_grad(value)([ops.stop_gradient(v) for v in now])

@@ -11,7 +11,10 @@ import numpy as np
 
 from kerasdef import checks
 from kerasdef.attacks import PGD, Attack, StepAttack
+from kerasdef.training.adversarial import AdversarialTraining
 from kerasdef.training.augmentation import Mixture
+from kerasdef.training.distillation import Distillation
+from kerasdef.training.free import FreeTraining
 from kerasdef.training.schedules import Stage, attack_of
 from kerasdef.training.state import read_state, training_variables, write_state
 
@@ -21,7 +24,29 @@ SINGLE = "val_single_step_accuracy"
 
 def _classifier(trainer: keras.Model) -> keras.Model:
     """The classifier inside a trainer, or the model itself."""
-    return getattr(trainer, "model", trainer)
+    return trainer.model if isinstance(trainer, AdversarialTraining | FreeTraining | Distillation) else trainer
+
+
+def _state(callback: keras.callbacks.Callback) -> dict:
+    """What a callback must be given back: what it says itself, or its plain numbers and its lists of weights."""
+    if hasattr(callback, "get_state"):
+        return callback.get_state()
+    kept = {k: v for k, v in vars(callback).items() if v is None or isinstance(v, bool | int | float)}
+    for name, value in vars(callback).items():
+        if isinstance(value, list) and value and all(isinstance(v, np.ndarray | np.generic) for v in value):
+            kept |= {f"{name}/{i:04d}": np.asarray(v) for i, v in enumerate(value)}
+    return kept
+
+
+def _give_back(callback: keras.callbacks.Callback, state: dict) -> None:
+    """Give a callback what `_state` returned."""
+    if hasattr(callback, "set_state"):
+        callback.set_state(state)
+        return
+    lists = {}
+    for name in sorted(k for k in state if "/" in k):
+        lists.setdefault(name.split("/")[0], []).append(state[name])
+    vars(callback).update({k: v for k, v in state.items() if "/" not in k} | lists)
 
 
 class RobustValidation(keras.callbacks.Callback):
@@ -35,7 +60,6 @@ class RobustValidation(keras.callbacks.Callback):
         y: Labels of shape (n,).
         attack: A cheap attack, such as `PGD(eps=0.3, steps=10)`.
         single: An attack of one step, whose accuracy is logged as `val_single_step_accuracy`, for `OverfittingGuard`.
-        every: Epochs between two measurements; the last one is repeated in between.
         batch_size: Images that are attacked at a time.
         seed: Of the attack: every epoch meets the same random starts.
     """
@@ -47,36 +71,24 @@ class RobustValidation(keras.callbacks.Callback):
         attack: Attack,
         *,
         single: Attack | None = None,
-        every: int = 1,
         batch_size: int = 256,
         seed: int = 0,
     ):
         super().__init__()
-        if not isinstance(attack, Attack):
-            raise ValueError(f"`attack` must be an attack, such as PGD. Received: attack={attack!r}")
+        for name, value in (("attack", attack), ("single", attack if single is None else single)):
+            if not isinstance(value, Attack):
+                raise ValueError(f"`{name}` must be an attack, such as PGD. Received: {name}={value!r}")
         self.x = checks.images("x", x, limits=attack.bounds)
         self.y = checks.labels("y", y, n=len(self.x))
         self.attacks = {ROBUST: attack} | ({} if single is None else {SINGLE: single})
-        self.every = checks.positive_int("every", every)
         self.batch_size, self.seed = checks.positive_int("batch_size", batch_size), seed
-        self.last = dict.fromkeys(self.attacks, float("nan"))
 
     def on_epoch_end(self, epoch, logs=None):
         """Attack, and add the numbers to the logs."""
-        if (epoch + 1) % self.every == 0:
-            options = {"batch_size": self.batch_size, "seed": self.seed, "progress": False}
-            for name, attack in self.attacks.items():
-                found = attack.run(_classifier(self.model), self.x, self.y, **options)
-                self.last[name] = float(1 - np.mean(found.success))
-        logs.update(self.last)
-
-    def get_state(self) -> dict:
-        """What a resumed run needs."""
-        return {"last": self.last}
-
-    def set_state(self, state: dict) -> None:
-        """Go on from `get_state`."""
-        self.last = state["last"]
+        options = {"batch_size": self.batch_size, "seed": self.seed, "progress": False}
+        for name, attack in self.attacks.items():
+            found = attack.run(_classifier(self.model), self.x, self.y, **options)
+            logs[name] = float(1 - np.mean(found.success))
 
 
 class OverfittingGuard(keras.callbacks.Callback):
@@ -160,6 +172,9 @@ class OverfittingGuard(keras.callbacks.Callback):
 class BestRobust(keras.callbacks.Callback):
     """Keeps the weights of the epoch with the best robust accuracy and puts them back when training ends.
 
+    Where training ends before an epoch counts, the weights are those at the end of the last one, averaged ones if
+    `SwapEMAWeights` stands before it.
+
     Robust accuracy may fall while training goes on ("robust overfitting"). Needs `RobustValidation` before it.
 
     Args:
@@ -178,9 +193,12 @@ class BestRobust(keras.callbacks.Callback):
         """Keep the weights where they are the best so far; of equals the later."""
         if ROBUST not in (logs or {}):
             raise ValueError(f"`BestRobust` needs {ROBUST}: put RobustValidation before it in `callbacks`")
-        if epoch >= self.start and logs[ROBUST] >= self.best:
+        counts = epoch >= self.start
+        if counts and logs[ROBUST] < self.best:
+            return
+        if counts:
             self.best, self.epoch = logs[ROBUST], epoch
-            self.weights = _classifier(self.model).get_weights()
+        self.weights = _classifier(self.model).get_weights()
 
     def on_train_end(self, logs=None):
         """Put the best weights back."""
@@ -230,27 +248,29 @@ class Resume(keras.callbacks.Callback):
         path: File to write, ending in .npz.
         data: The `Mixture` that is trained on, whose order then goes on as well. With other data, pass
             `shuffle=False` to `fit` or the order will be another.
-        others: Callbacks with `get_state` and `set_state`, whose state is kept too.
+        others: Callbacks whose state is kept too: by their own `get_state` and `set_state`, or, as for Keras' own such
+            as `EarlyStopping`, those numbers and lists of weights among their attributes that training changes.
     """
 
     def __init__(self, path: str | Path, data: Mixture | None = None, others: Sequence[keras.callbacks.Callback] = ()):
         super().__init__()
         self.path, self.data = Path(path), data
-        self.others = [c for c in others if hasattr(c, "get_state")]
+        self.others = list(others)
         self.begun, self.history = 0, {}
 
     def on_train_begin(self, logs=None):
         """Read the state, where there is one."""
         self.begun, self.history = 0, {}
+        self.fresh = [_state(other) for other in self.others]
         if not self.path.exists():
             return
         state, arrays = read_state(self.path, self.model)
         for i, other in enumerate(self.others):
             own = {k.split("/", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{i}/")}
-            other.set_state(state["others"][i] | own)
+            _give_back(other, state["others"][i] | own)
         self.begun, self.history = state["epoch"], state["history"]
         if self.data is not None:
-            self.data.begin(self.data.epoch + self.begun)  # Keras may have drawn from it to build the model
+            self.data.begin(state["order"])
         self.model._initial_epoch = self.begun  # as Keras' own BackupAndRestore does
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -270,8 +290,13 @@ class Resume(keras.callbacks.Callback):
         arrays = {}
         plain = []
         for i, other in enumerate(self.others):
-            state = other.get_state()
+            state = _state(other)
+            if not hasattr(other, "get_state"):  # what did not change is how it was made, perhaps otherwise this time
+                state = {k: v for k, v in state.items() if isinstance(v, np.ndarray) or self.fresh[i].get(k) != v}
             arrays |= {f"{i}/{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
             plain.append({k: v for k, v in state.items() if not isinstance(v, np.ndarray)})
         numbers = {k: [float(v) for v in values] for k, values in history.items()}
-        write_state(self.path, self.model, {"epoch": epoch, "history": numbers, "others": plain}, arrays)
+        meta = {"epoch": epoch, "history": numbers, "others": plain}
+        if self.data is not None:
+            meta["order"] = self.data.epoch
+        write_state(self.path, self.model, meta, arrays)

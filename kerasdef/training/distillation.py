@@ -52,5 +52,5 @@ class Distillation(keras.Model):
         wanted = ops.softmax(ops.stop_gradient(backend.evaluate(teacher, x)) / self.temperature)
         values = -ops.sum(wanted * ops.log_softmax(ops.cast(tempered, "float32")), axis=-1)
         if sample_weight is not None:
-            values = values * ops.cast(sample_weight, values.dtype)
-        return ops.mean(values) + (sum(self.model.losses) if self.model.losses else 0.0)
+            values = values * ops.cast(ops.reshape(sample_weight, (-1,)), values.dtype)
+        return (ops.mean(values) + (sum(self.model.losses) if self.model.losses else 0.0)) / backend.replicas()

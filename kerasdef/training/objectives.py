@@ -23,8 +23,8 @@ class Batch:
         adversarial: Logits of the adversarial images.
         task: Maps "clean" or "adversarial", and labels or None for those of the batch, to the compiled loss: a scalar,
             weighted as `fit` was told, regularization included.
-        mean: Weighted mean of values of shape (n,).
-        penalty: Regularization losses of the model: a scalar.
+        mean: Weighted mean of values of shape (n,), divided by the number of replicas, as the compiled loss is.
+        penalty: Regularization losses of the model: a scalar, divided in the same way.
     """
 
     y: object
@@ -143,7 +143,7 @@ class Mart(Objective):
 
 @dataclass(frozen=True)
 class Pairing(Objective):
-    """Adversarial logit pairing: the loss of the adversarial images, and the squared distance of the logits.
+    """Adversarial logit pairing: half the losses of clean and of adversarial images, and the logits' squared distance.
 
     Its published robustness did not hold against more steps; it is here to be compared with.
 
@@ -183,5 +183,8 @@ class Reject(Objective):
 
     def __call__(self, batch: Batch):
         """Return the loss of a batch: a scalar."""
+        outputs = batch.adversarial.shape[-1]
+        if self.label >= outputs:
+            raise ValueError(f"`label` must be an output of the model, below {outputs}. Received: label={self.label}")
         rejected = batch.task("adversarial", ops.full_like(batch.y, self.label))
         return self.weight * batch.task("clean") + (1.0 - self.weight) * rejected

@@ -98,6 +98,8 @@ class Stage:
             raise ValueError(
                 f"`attack` must be an attack that takes steps, such as PGD. Received: attack={self.attack!r}"
             )
+        if "eps" not in self.attack.parameters:
+            raise ValueError(f"`attack` must have an `eps`, as PGD has. Received: attack={self.attack!r}")
 
 
 def attack_of(stages: Sequence[Stage], epoch: int) -> StepAttack:
