@@ -27,14 +27,15 @@ from kerasdef.recipes import robust
 
 REFERENCES = ("PGD-10", "TRADES-10")
 TO_REACH = 0.6  # of the gradients and of the time of both
-SHORT = (0.1, 0.1, 0.8)  # of the epochs: the last stage gets most
+QUICK = {"attack": "pgd", "objective": "madry", "shares": (0.1, 0.1, 0.8), "steps": (1, 2, 4)}
 VARIANTS = {  # name: method, settings, share of the epochs
     "PGD-10": ("pgd", {"steps": 10}, 1.0),
     "TRADES-10": ("trades", {"steps": 10}, 1.0),
     "multistage": ("multistage", {}, 1.0),
     "PGD 1, 2, 4": ("multistage", {"attack": "pgd", "steps": (1, 2, 4)}, 1.0),
     "PGD 1, 2, 4, weight 3, more epochs": ("multistage", {"attack": "pgd", "steps": (1, 2, 4), "beta": 3.0}, 1.3),
-    "short stages": ("multistage", {"attack": "pgd", "objective": "madry", "shares": SHORT, "steps": (1, 2, 4)}, 1.1),
+    "short stages": ("multistage", QUICK, 1.1),
+    "short stages, more epochs": ("multistage", QUICK, 1.4),
     "PGD-4, more epochs": ("pgd", {"steps": 4}, 1.1),  # what few steps and more epochs do without stages
 }
 
