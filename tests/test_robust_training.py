@@ -154,6 +154,24 @@ def test_every_method_trains_and_is_judged_by_attacks_that_know_it(method, data)
     assert result.score(*data[2:]) > 0.25  # chance: 0.1
 
 
+LONGER = {"eps": 0.15, "epochs": 12, "n_test": 100}
+ROBUST = ("pgd", "trades", "mart", "fast", "free", "bilateral", "ensemble", "multistage")
+
+
+@pytest.fixture(scope="module")
+def undefended(data):
+    """Share of test images that a plain classifier gets right under PGD."""
+    result = kerasdef.train_standard(data, **settings(**LONGER))
+    return result.report.metrics("standard", "pgd", "adaptive")["robust_accuracy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ROBUST)
+def test_what_a_method_trains_withstands_more_than_a_plain_classifier(method, data, undefended):
+    result = kerasdef.train_robust(method, data, **settings(**FEW.get(method, {}) | LONGER))
+    assert result.report.metrics(method, "pgd", "adaptive")["robust_accuracy"] > undefended + 0.1
+
+
 def test_what_training_costs_is_what_was_asked_for(data):
     """Gradients of an image: those of the attack, one for each pass of the step, and the teacher's, in whole epochs."""
     cases = (
