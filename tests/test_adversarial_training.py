@@ -269,7 +269,7 @@ def test_the_weighted_loss_is_the_formula_with_every_sample_weighted(objective):
     for form in (weights, weights[:, None]):
         trainer = AdversarialTraining(dense(), PGD(eps=EPS, steps=1), objective)
         trainer.perturb = lambda x, y: x + np.linspace(-EPS, EPS, 6).astype("float32")
-        trainer.compile(keras.optimizers.SGD(0.0), loss())
+        trainer.compile(keras.optimizers.SGD(0.0), loss(), run_eagerly=True)
         found = trainer.fit(x, y, sample_weight=form, batch_size=8, epochs=1, verbose=0).history["loss"][0]
         np.testing.assert_allclose(found, wanted, rtol=1e-4)
 

@@ -278,7 +278,9 @@ def run(path=None, stop=None, epochs=4):
     return [*model.get_weights(), *(ops.convert_to_numpy(v) for v in trainer.optimizer.variables)], history.history
 
 
-@pytest.mark.parametrize("at", [(0, 2), (1, 0), (2, 3), (3, 4)])
+@pytest.mark.parametrize(
+    "at", [pytest.param((0, 2), marks=pytest.mark.slow), (1, 0), (2, 3), pytest.param((3, 4), marks=pytest.mark.slow)]
+)
 def test_a_training_killed_anywhere_and_begun_again_ends_with_the_same_weights(at, tmp_path):
     wanted, history = run()
     path = tmp_path / "state.npz"
