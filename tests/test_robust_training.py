@@ -52,6 +52,13 @@ def tiny(input_shape, outputs, *, seed=0):
     return keras.Sequential(stack)
 
 
+def tanh(input_shape, outputs, *, seed=0):
+    """The same weights with another activation."""
+    model = tiny(input_shape, outputs, seed=seed)
+    model.layers[1].activation = keras.activations.tanh
+    return model
+
+
 def settings(**changes):
     common = {
         "network": tiny,
@@ -284,6 +291,7 @@ def test_another_number_of_test_images_judges_again_and_trains_nothing(run, data
         ({"steps": 4}, "method settings="),
         ({"callbacks": []}, r"callbacks=\[\]"),
         ({"network": "target_dnn"}, "network="),
+        ({"network": tanh}, "architecture="),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
