@@ -35,7 +35,8 @@ VARIANTS = {  # name: method, settings, share of the epochs
     "PGD 1, 2, 4": ("multistage", {"attack": "pgd", "steps": (1, 2, 4)}, 1.0),
     "PGD 1, 2, 4, weight 3, more epochs": ("multistage", {"attack": "pgd", "steps": (1, 2, 4), "beta": 3.0}, 1.3),
     "short stages": ("multistage", QUICK, 1.1),
-    "short stages, more epochs": ("multistage", QUICK, 1.4),
+    "short stages, 1.3": ("multistage", QUICK, 1.3),
+    "short stages, 1.4": ("multistage", QUICK, 1.4),
     "PGD-4, more epochs": ("pgd", {"steps": 4}, 1.1),  # what few steps and more epochs do without stages
 }
 
