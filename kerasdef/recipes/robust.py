@@ -188,8 +188,8 @@ class _Run:
         """Find what does not fit before work starts."""
         if not isinstance(model, keras.Model):
             raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
-        models.logits_of(model)
         view = models.logits_view(model)
+        models.logits_of(model)
         if tuple(model.input_shape[1:]) != tuple(self.data.input_shape):
             raise ValueError(
                 f"`model` must take inputs of shape {tuple(self.data.input_shape)}. Received: {model.input_shape[1:]}"
