@@ -278,9 +278,7 @@ def run(path=None, stop=None, epochs=4):
     return [*model.get_weights(), *(ops.convert_to_numpy(v) for v in trainer.optimizer.variables)], history.history
 
 
-@pytest.mark.parametrize(
-    "at", [pytest.param((0, 2), marks=pytest.mark.slow), (1, 0), (2, 3), pytest.param((3, 4), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("at", [(2, 3), *(pytest.param(at, marks=pytest.mark.slow) for at in ((0, 2), (1, 0), (3, 4)))])
 def test_a_training_killed_anywhere_and_begun_again_ends_with_the_same_weights(at, tmp_path):
     wanted, history = run()
     path = tmp_path / "state.npz"
@@ -317,6 +315,7 @@ def test_early_stopping_goes_on_counting_after_a_kill(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_interrupted_goes_on_in_the_same_process_with_the_same_order(tmp_path):
     x, y = data(80)
     results = []
