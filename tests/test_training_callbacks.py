@@ -48,6 +48,17 @@ def trainer_of(model, attack=None, objective=None, **options):
     return trainer
 
 
+class Keep(keras.callbacks.Callback):
+    """Keeps the weights of a model at the end of every epoch."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept, self.seen = kept, []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(self.kept.get_weights())
+
+
 class Logs(keras.callbacks.Callback):
     """Puts given numbers where robust validation would."""
 
@@ -196,37 +207,27 @@ def test_the_guard_takes_more_steps_where_one_step_runs_away_and_goes_on_from_th
 def test_best_robust_puts_the_last_weights_back_where_no_epoch_counted():
     x, y = data()
     model = dense()
-    seen = []
-
-    class Keep(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            seen.append(model.get_weights())
-
+    keep = Keep(model)
     trainer = trainer_of(model)  # averages its weights
     trainer.compile(keras.optimizers.SGD(0.1, use_ema=True), loss())
     stop = keras.callbacks.EarlyStopping("val_robust_accuracy", mode="max", patience=0)
     best = BestRobust(start=9)
-    watch = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True), Logs([0.9, 0.8, 0.7, 0.6]), Keep(), best, stop]
+    watch = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True), Logs([0.9, 0.8, 0.7, 0.6]), keep, best, stop]
     trainer.fit(x, y, batch_size=16, epochs=4, callbacks=watch, verbose=0)
-    assert (len(seen), best.epoch) == (2, None)
-    for a, b in zip(model.get_weights(), seen[1], strict=True):
+    assert (len(keep.seen), best.epoch) == (2, None)
+    for a, b in zip(model.get_weights(), keep.seen[1], strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_best_robust_puts_the_weights_of_the_best_epoch_back():
     x, y = data()
     model = dense()
-    seen = []
-
-    class Keep(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            seen.append(model.get_weights())
-
+    keep = Keep(model)
     best = BestRobust(start=1)
-    watch = [Logs([0.9, 0.3, 0.5, 0.4]), Keep(), best]
+    watch = [Logs([0.9, 0.3, 0.5, 0.4]), keep, best]
     trainer_of(model).fit(x, y, batch_size=16, epochs=4, callbacks=watch, verbose=0)
     assert (best.epoch, best.best) == (2, 0.5)  # 0.9 is before the start
-    for a, b in zip(model.get_weights(), seen[2], strict=True):
+    for a, b in zip(model.get_weights(), keep.seen[2], strict=True):
         np.testing.assert_array_equal(a, b)
 
 

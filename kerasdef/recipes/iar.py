@@ -276,7 +276,7 @@ class _Run:
                 after = self.withstood(model)
                 clean = models.predict_logits(model, d.x_valid).argmax(axis=1) == d.y_valid
                 rho = {name: after[name] - seen["before"][name] for name in after}
-                if seen["fired"] is None and min(rho.values()) >= RHO - 1e-9:  # shares of images
+                if seen["fired"] is None and min(rho.values()) >= RHO - 1e-9:  # 0.35 - 0.25 is a hair below
                     seen["fired"] = number + 1
                 row = {"loss": history["loss"][0], "accuracy": history["accuracy"][0], "val_accuracy": np.mean(clean)}
                 row |= {"val_robust_accuracy": min(after.values())} | {f"rho_{k}": v for k, v in rho.items()}

@@ -256,6 +256,7 @@ class Resume(keras.callbacks.Callback):
         super().__init__()
         self.path, self.data = Path(path), data
         self.others = list(others)
+        self.fresh: list[dict] = []  # their states when training begins
         self.begun, self.history = 0, {}
 
     def on_train_begin(self, logs=None):
