@@ -189,7 +189,7 @@ class _Run:
         if not isinstance(model, keras.Model):
             raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
         view = models.logits_view(model)
-        models.logits_of(model)
+        models.logits_of(model)  # refuses models without symbolic outputs
         if tuple(model.input_shape[1:]) != tuple(self.data.input_shape):
             raise ValueError(
                 f"`model` must take inputs of shape {tuple(self.data.input_shape)}. Received: {model.input_shape[1:]}"
