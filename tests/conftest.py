@@ -1,11 +1,13 @@
-"""Small things that many tests share: a model of scikit-learn's digits, trained in a second or two."""
+"""Small things that many tests share: a model of scikit-learn's digits, the command line, runs that are refused."""
+
+import sys
 
 import keras
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from kerasdef import backend
+from kerasdef import backend, cli
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +43,47 @@ def digits_model(digits):
     order = np.concatenate([rng.permutation(1400) for _ in range(6)])  # our own shuffling: the same everywhere
     model.fit(x[order], y[order], batch_size=50, epochs=1, shuffle=False, verbose=0)
     return model
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """A call that runs `kerasdef WORDS` in this process: (exit status, stdout, stderr)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["kerasdef", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refused(command):
+    """A call that runs `kerasdef WORDS`, which must fail with one line on stderr: that line."""
+
+    def call(*words):
+        status, out, err = command(*words)
+        assert (status, out) == (2, "")
+        assert err.startswith("Error: ")
+        assert err.count("\n") == 1
+        return err
+
+    return call
+
+
+@pytest.fixture
+def refusal_of(monkeypatch, tmp_path):
+    """Makes a call of `train(..., out=...)` that gives what its ValueError says and what it left; it must not fit."""
+
+    def make(owner, train):
+        monkeypatch.setattr(owner, "fit", lambda *args, **kwargs: pytest.fail("training began"))
+
+        def call(*args, **kwargs):
+            with pytest.raises(ValueError) as error:
+                train(*args, out=tmp_path / "run", **kwargs)
+            return str(error.value), list(tmp_path.iterdir())
+
+        return call
+
+    return make

@@ -28,24 +28,6 @@ COMMANDS = dict(commands())
 LEAVES = [path for path, command in COMMANDS.items() if not getattr(command, "commands", {})]
 
 
-def call(monkeypatch, capsys, *words):
-    """Run `kerasdef WORDS`: (exit status, stdout, stderr)."""
-    monkeypatch.setattr(sys, "argv", ["kerasdef", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    out, err = capsys.readouterr()
-    return end.value.code, out, err
-
-
-def refused(monkeypatch, capsys, *words):
-    """Run `kerasdef WORDS`, which must fail with one line on stderr; returns it."""
-    status, out, err = call(monkeypatch, capsys, *words)
-    assert (status, out) == (2, "")
-    assert err.startswith("Error: ")
-    assert err.count("\n") == 1
-    return err
-
-
 # -- help ---------------------------------------------------------------------------------------------------------
 
 
@@ -142,10 +124,10 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_each_option_of_train_mia_arrives(monkeypatch, capsys, captured, option):
+def test_each_option_of_train_mia_arrives(command, captured, option):
     text, name, wanted = OPTIONS[option]
     words = [option] if text is None else [option, text]
-    status, out, _ = call(monkeypatch, capsys, "train", "mia", *words)
+    status, out, _ = command("train", "mia", *words)
     assert status == 0
     assert "the table" in out
     assert "x/report.json" in out
@@ -159,16 +141,16 @@ def test_the_options_tested_are_all_there_are():
     assert there == set(OPTIONS)
 
 
-def test_the_data_set_arrives(monkeypatch, capsys, captured):
-    assert call(monkeypatch, capsys, "train", "mia", "--dataset", "mnist")[0] == 0
+def test_the_data_set_arrives(command, captured):
+    assert command("train", "mia", "--dataset", "mnist")[0] == 0
     assert captured[0][0] == "mnist"
 
 
-def test_the_defaults_of_the_command_are_those_of_the_function(monkeypatch, capsys, captured):
+def test_the_defaults_of_the_command_are_those_of_the_function(command, captured):
     import inspect
 
     defaults = {k: v.default for k, v in inspect.signature(REAL_TRAIN).parameters.items()}
-    assert call(monkeypatch, capsys, "train", "mia")[0] == 0
+    assert command("train", "mia")[0] == 0
     data, kwargs = captured[0]
     assert data == defaults["data"]
     for name, value in kwargs.items():
@@ -206,21 +188,21 @@ def test_paths_stand_below_each_other_and_figures_are_not_listed(capsys):
     ],
     ids=" ".join,
 )
-def test_a_wrong_value_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, words, said):
-    assert said in refused(monkeypatch, capsys, "train", "mia", "--out", tmp_path / "run", *words)
+def test_a_wrong_value_is_one_line_and_status_2(refused, tmp_path, words, said):
+    assert said in refused("train", "mia", "--out", tmp_path / "run", *words)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["report", "export"])
-def test_a_run_that_is_not_there_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, command):
-    said = refused(monkeypatch, capsys, command, tmp_path / "nowhere")
+@pytest.mark.parametrize("name", ["report", "export"])
+def test_a_run_that_is_not_there_is_one_line_and_status_2(refused, tmp_path, name):
+    said = refused(name, tmp_path / "nowhere")
     assert "`run` must be the folder of a finished run" in said
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_option_or_format_is_status_2_without_a_traceback(monkeypatch, capsys, tmp_path):
+def test_an_unknown_option_or_format_is_status_2_without_a_traceback(command, tmp_path):
     for words in (["train", "mia", "--speed", "9"], ["export", tmp_path, "--to", "pickle"], ["fly"]):
-        status, _, err = call(monkeypatch, capsys, *words)
+        status, _, err = command(*words)
         assert status == 2
         assert "Traceback" not in err
 

@@ -12,7 +12,7 @@ from keras import layers
 
 import kerasdef
 import kerasdef.recipes.iar as recipe
-from kerasdef import cli, models
+from kerasdef import models
 from kerasdef.attacks import FGSM, CarliniWagner
 from kerasdef.attacks.goals import Evade
 from kerasdef.evaluation import Report
@@ -475,20 +475,8 @@ def nothing(input_shape, outputs, *, seed=0):
 
 
 @pytest.fixture
-def refusal(monkeypatch, tmp_path):
-    """A call that gives what the ValueError of a run says, and the files that the run left; it must not train."""
-
-    def fit(*args, **kwargs):
-        pytest.fail("training began")
-
-    monkeypatch.setattr(recipe, "fit", fit)
-
-    def call(data, **changes):
-        with pytest.raises(ValueError) as error:
-            kerasdef.train_iar(data, **settings(out=tmp_path / "run", **changes))
-        return str(error.value), list(tmp_path.iterdir())
-
-    return call
+def refusal(refusal_of):
+    return refusal_of(recipe, lambda data, **changes: kerasdef.train_iar(data, **settings(**changes)))
 
 
 @pytest.mark.parametrize(
@@ -554,14 +542,7 @@ def test_a_folder_with_other_files_is_refused(data, tmp_path):
 # -- the command line ---------------------------------------------------------------------------------------------
 
 
-def call(monkeypatch, capsys, *words):
-    monkeypatch.setattr("sys.argv", ["kerasdef", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return end.value.code, *capsys.readouterr()
-
-
-def test_each_option_of_the_command_arrives(monkeypatch, capsys):
+def test_each_option_of_the_command_arrives(monkeypatch, command):
     given = {}
     answer = SimpleNamespace(files={}, report=SimpleNamespace(table=lambda: "the table"))
     monkeypatch.setattr(recipe, "train", lambda data, **kwargs: given.update(kwargs, data=data) or answer)
@@ -570,7 +551,7 @@ def test_each_option_of_the_command_arrives(monkeypatch, capsys):
         "--round-size 99 --stop rho --network eat1 --surrogate eat2 --epochs 3 --batch-size 12 --learning-rate 0.01 "
         "--n-test 8 --no-autoattack --seed 5 --out there"
     )
-    status, out, err = call(monkeypatch, capsys, "train", "iar", *words.split())
+    status, out, err = command("train", "iar", *words.split())
     assert (status, out) == (0, "the table\n"), err
     assert str(given.pop("out")) == "there"
     wanted = {"data": "mnist", "eps": 0.25, "adversarial_label": "reject", "weight": 0.4, "smoothing": 0.2}
@@ -589,12 +570,8 @@ def test_each_option_of_the_command_arrives(monkeypatch, capsys):
         ("--network cnn1", "Did you mean 'cnn11'"),
     ],
 )
-def test_a_wrong_value_on_the_command_line_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, words, said):
-    status, out, err = call(monkeypatch, capsys, "train", "iar", *words.split(), "--out", tmp_path / "run")
-    assert (status, out) == (2, "")
-    assert said in err
-    assert err.startswith("Error: ")
-    assert err.count("\n") == 1
+def test_a_wrong_value_on_the_command_line_is_one_line_and_status_2(refused, tmp_path, words, said):
+    assert said in refused("train", "iar", *words.split(), "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

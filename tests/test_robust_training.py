@@ -18,7 +18,7 @@ from keras import layers
 import kerasdef
 import kerasdef.recipes.robust as recipe
 import kerasdef.recipes.robust_settings as shared
-from kerasdef import catalog, cli, models, networks
+from kerasdef import catalog, models, networks
 from kerasdef.attacks import FGSM
 from kerasdef.datasets import as_dataset
 from kerasdef.evaluation import Outcome, Report
@@ -449,9 +449,7 @@ def test_a_compiled_model_of_yours_with_a_classification_loss_is_taken(data, los
     assert result.model is model
 
 
-def test_the_command_trains_a_model_and_data_of_your_own_and_the_run_can_be_attacked(
-    data, tmp_path, monkeypatch, capsys
-):
+def test_the_command_trains_a_model_and_data_of_your_own_and_the_run_can_be_attacked(data, tmp_path, command):
     own("softmax").save(tmp_path / "my.keras")
     np.savez(tmp_path / "my.npz", **dict(zip(("x_train", "y_train", "x_test", "y_test"), data, strict=True)))
     words = ["--model", tmp_path / "my.keras", "--dataset", tmp_path / "my.npz", "--eps", "8/255"]
@@ -471,7 +469,7 @@ def test_the_command_trains_a_model_and_data_of_your_own_and_the_run_can_be_atta
         "beta=3",
     ]
     folder = tmp_path / "run"
-    status, out, err = call(monkeypatch, capsys, "train", "trades", *words, "--out", folder)
+    status, out, err = command("train", "trades", *words, "--out", folder)
     assert status == 0, err
     assert "Cost of training" in out
     assert str(folder / "saved_model") in out
@@ -479,14 +477,14 @@ def test_the_command_trains_a_model_and_data_of_your_own_and_the_run_can_be_atta
     assert found["method settings"] == {"ramp": 0.2, "awp": 0.0, "steps": 2, "beta": 3}
     assert found["eps"] == 8 / 255
     attack = ["attack", folder, "--dataset", tmp_path / "my.npz", "--attack", "fgsm", "--eps", "8/255"]
-    status, out, err = call(monkeypatch, capsys, *attack)
+    status, out, err = command(*attack)
     assert status == 0, err
     assert "fgsm" in out.lower()
 
     changed = own("softmax")
     changed.set_weights([w + 1 for w in changed.get_weights()])
     changed.save(tmp_path / "my.keras")  # the run there began with other weights
-    status, _, err = call(monkeypatch, capsys, "train", "trades", *words, "--out", folder)
+    status, _, err = command("train", "trades", *words, "--out", folder)
     assert status == 2
     assert "differs in start=" in err
 
@@ -590,20 +588,10 @@ def test_costs_survive_the_disk_and_stand_in_the_table_and_on_the_page(tmp_path)
 
 
 @pytest.fixture
-def refusal(monkeypatch, tmp_path):
-    """A call that gives what the ValueError of a run says, and the files that the run left; it must not train."""
-
-    def fit(*args, **kwargs):
-        pytest.fail("training began")
-
-    monkeypatch.setattr(recipe._Run, "fit", fit)
-
-    def refused(method, data, **changes):
-        with pytest.raises(ValueError) as error:
-            kerasdef.train_robust(method, data, **settings(out=tmp_path / "run", **changes))
-        return str(error.value), list(tmp_path.iterdir())
-
-    return refused
+def refusal(refusal_of):
+    return refusal_of(
+        recipe._Run, lambda method, data, **changes: kerasdef.train_robust(method, data, **settings(**changes))
+    )
 
 
 def compiled(loss):
@@ -723,15 +711,6 @@ def test_a_folder_with_other_files_is_refused(refusal, data, tmp_path):
 # -- the command --------------------------------------------------------------------------------------------------
 
 
-def call(monkeypatch, capsys, *words):
-    """Run `kerasdef WORDS`: (exit status, stdout, stderr)."""
-    monkeypatch.setattr(sys, "argv", ["kerasdef", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    out, err = capsys.readouterr()
-    return end.value.code, out, err
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -754,16 +733,12 @@ def call(monkeypatch, capsys, *words):
         ("pgd --dataset nowhere/images.npz", "images.npz"),
     ],
 )
-def test_a_wrong_value_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, words, said):
-    status, out, err = call(monkeypatch, capsys, "train", *words.split(), "--out", tmp_path / "run")
-    assert (status, out) == (2, "")
-    assert said in err
-    assert err.startswith("Error: ")
-    assert err.count("\n") == 1
+def test_a_wrong_value_is_one_line_and_status_2(refused, tmp_path, words, said):
+    assert said in refused("train", *words.split(), "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_each_option_of_a_method_arrives(monkeypatch, capsys):
+def test_each_option_of_a_method_arrives(monkeypatch, command):
     given = {}
 
     class Table:
@@ -780,7 +755,7 @@ def test_each_option_of_a_method_arrives(monkeypatch, capsys):
         "--weight-decay 0.1 --no-average --augment --precision bfloat16 --valid-size 0.1 --n-train 99 --n-test 9 "
         "--no-autoattack --set steps=3 --set awp=0.01 --seed 5 --out there"
     )
-    status, out, err = call(monkeypatch, capsys, "train", "pgd", *words.split())
+    status, out, err = command("train", "pgd", *words.split())
     assert (status, out) == (0, "the table\n"), err
     wanted = {"method": "pgd", "data": "mnist", "network": "cnn11", "eps": 8 / 255, "norm": "l2", "epochs": 3}
     wanted |= {"batch_size": 16, "learning_rate": 0.01, "weight_decay": 0.1, "average": False, "augment": True}
