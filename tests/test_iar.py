@@ -16,6 +16,7 @@ from kerasdef import models
 from kerasdef.attacks import FGSM, CarliniWagner
 from kerasdef.attacks.goals import Evade
 from kerasdef.evaluation import Report
+from kerasdef.recipes.base import derive, stratified
 from kerasdef.recipes.iar_attacks import CW_RADIUS, Within, default_attacks
 from kerasdef.recipes.iar_settings import RHO
 from kerasdef.recipes.loading import load_model
@@ -49,7 +50,7 @@ class Watched:
     """FGSM that keeps what it was asked for; raises KeyboardInterrupt at the call number `stop_at` of a round."""
 
     def __init__(self, round_size=120, stop_at=None):
-        self.attack, self.round_size, self.stop_at, self.seeds = FGSM(eps=EPS), round_size, stop_at, []
+        self.attack, self.round_size, self.stop_at, self.seeds, self.seen = FGSM(eps=EPS), round_size, stop_at, [], []
 
     def __repr__(self):
         return "Watched()"
@@ -57,6 +58,7 @@ class Watched:
     def __call__(self, model, x, y, *, seed=0, progress=None):
         if len(x) == self.round_size:
             self.seeds.append(seed)
+            self.seen.append(x)
             if len(self.seeds) == self.stop_at:
                 raise KeyboardInterrupt
         return self.attack(model, x, y, seed=seed, progress=progress)
@@ -128,9 +130,9 @@ def rejecting(data):
     given, goals = [], []
 
     class Kept(recipe.Shares):
-        def __init__(self, parts, *args, **kwargs):
-            given.append(list(parts))
-            super().__init__(parts, *args, **kwargs)
+        def __init__(self, parts, weights, **kwargs):
+            given.append((list(parts), weights))
+            super().__init__(parts, weights, **kwargs)
 
     def pgd(**options):
         goals.append(options["goal"])
@@ -140,7 +142,7 @@ def rejecting(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "Shares", Kept)
         patch.setattr(recipe, "PGD", pgd)
-        result = kerasdef.train_iar(data, **settings(adversarial_label="reject"))
+        result = kerasdef.train_iar(data, **settings(adversarial_label="reject", weight=0.4, smoothing=0.2))
     return result, given, goals
 
 
@@ -229,6 +231,8 @@ def test_every_round_makes_fresh_images_on_other_training_images(data):
     attack = Watched()
     kerasdef.train_iar(data, **settings(attacks={"fgsm": attack}, iterations=24, epochs=1))
     assert len(attack.seeds) == len(set(attack.seeds)) == 3
+    assert not np.array_equal(attack.seen[0], attack.seen[1])
+    assert not np.array_equal(attack.seen[1], attack.seen[2])
 
 
 # -- the rule -----------------------------------------------------------------------------------------------------
@@ -244,9 +248,24 @@ def test_the_rule_fires_after_the_first_round_with_every_rho_at_the_threshold(ru
     assert plain.fired is not None
 
 
+@pytest.mark.parametrize("which", ["plain", "rejecting"])
+def test_rho_is_looked_at_on_held_out_images_attacked_on_the_model_as_it_is(data, plain, rejecting, which):
+    result = plain if which == "plain" else rejecting[0]
+    dataset = kerasdef.datasets.as_dataset(data).resplit(0.2, seed=0).with_validation(0.05, seed=0)
+    rows = stratified(dataset.y_valid, 200, derive(0, "valid"))
+    x, y = dataset.x_valid[rows], dataset.y_valid[rows]
+    attack = FGSM(eps=EPS) if which == "plain" else FGSM(eps=EPS, goal=Evade(10))
+    left = []
+    for model in (result.before, result.model):
+        x_adv = attack(model, x, y, seed=derive(0, "rho", "fgsm"), progress=False)
+        predicted = models.predict_logits(model, x_adv).argmax(axis=1)
+        left.append(np.mean((predicted == y) | ((predicted == 10) & (which == "rejecting"))))
+    assert result.history["rho_fgsm"][-1] == pytest.approx(left[1] - left[0])
+    assert f"on {len(y)} held-out images" in " ".join(result.report.notes)
+
+
 @pytest.mark.usefixtures("lean")
 def test_rho_is_the_accuracy_of_held_out_images_under_attack_after_less_before(data, monkeypatch):
-    """A network that is perfect from the second look on: rho is 1 less the share before."""
     looks = iter([{"fgsm": 0.25}, {"fgsm": 0.30}, {"fgsm": 0.35}, {"fgsm": 0.34}])
     monkeypatch.setattr(recipe._Run, "withstood", lambda self, model: next(looks))
     result = kerasdef.train_iar(data, **settings(iterations=24, epochs=1))
@@ -298,8 +317,11 @@ def test_stop_ends_where_the_rule_fires_and_is_the_same_training_up_to_there(dat
 def test_adversarial_images_keep_their_class_or_are_labeled_k(data, rejecting, monkeypatch):
     _, given, _ = rejecting
     assert len(given) == 5
-    for (clean, y), (noisy, y_noisy), (attacked, label) in given:
-        np.testing.assert_array_equal(label, 10)
+    unmoved = 0
+    for ((clean, y), (noisy, y_noisy), (attacked, label)), _ in given:
+        moved = np.any((attacked != clean).reshape(len(clean), -1), axis=1)
+        unmoved += np.sum(~moved)
+        np.testing.assert_array_equal(label, np.where(moved, 10, y))  # what nobody changed is not adversarial
         np.testing.assert_array_equal(y, y_noisy)
         assert len(clean) == len(noisy) == len(attacked) == 120
         assert noisy.min() >= 0
@@ -307,6 +329,7 @@ def test_adversarial_images_keep_their_class_or_are_labeled_k(data, rejecting, m
         inner = (clean > 0.4) & (clean < 0.6)
         assert np.std((noisy - clean)[inner]) == pytest.approx(0.1, rel=0.15)  # a few hundred values
         assert np.abs(attacked - clean).max() <= EPS + 1e-6  # float32
+    assert unmoved > 0
     kept = []
     monkeypatch.setattr(recipe, "Shares", lambda parts, *args, **kwargs: kept.append(parts) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -315,9 +338,17 @@ def test_adversarial_images_keep_their_class_or_are_labeled_k(data, rejecting, m
     np.testing.assert_array_equal(label, y)
 
 
-def test_the_attacker_of_a_rejecting_classifier_wants_a_label_neither_true_nor_k(rejecting):
+def test_clean_and_noisy_images_share_one_weight_and_the_attacks_the_rest_and_labels_are_smoothed(rejecting):
+    result, given, _ = rejecting
+    assert all(weights == pytest.approx([0.2, 0.2, 0.6]) for _, weights in given)
+    assert result.model.loss.label_smoothing == 0.2
+
+
+def test_the_attacker_of_a_rejecting_classifier_wants_a_label_neither_true_nor_k(rejecting, plain):
     result, _, goals = rejecting
     report = result.report
+    assert report.settings["attacks"] == {"fgsm": repr(FGSM(eps=EPS, goal=Evade(10)))}
+    assert plain.report.settings["attacks"] == {"fgsm": repr(FGSM(eps=EPS))}
     assert [g for g in goals if g is not None] == [Evade(10)] * 2
     for attack in ("pgd", "margin_pgd"):
         o = report.outcome("after", attack, "adaptive")
@@ -326,6 +357,17 @@ def test_the_attacker_of_a_rejecting_classifier_wants_a_label_neither_true_nor_k
     assert report.metrics("after", "gray_fgsm")["detected"] > 0.3
     assert report.rejects("after") == 10
     assert "with the label 10" in " ".join(report.notes)
+
+
+def test_what_autoattack_doubts_stands_in_the_report(data, monkeypatch):
+    def doubtful(pieces, label, attack, model, x, y, **options):
+        assert (attack.eps, attack.goal) == (EPS, Evade(10))
+        return x, ["the model hides its gradients"]
+
+    monkeypatch.setattr(recipe, "run_autoattack", doubtful)
+    report = kerasdef.train_iar(data, **settings(autoattack=True, epochs=1, iterations=8)).report
+    assert report.flags == ["the model hides its gradients"]
+    assert report.attacks("adaptive", "after") == ["pgd", "margin_pgd", "autoattack"]
 
 
 def test_a_classifier_of_true_labels_never_says_k(plain):
@@ -360,11 +402,17 @@ def test_a_run_that_was_killed_in_a_round_ends_with_the_same_weights(data, plain
         kerasdef.train_iar(data, **settings(attacks={"fgsm": Watched(stop_at=stop_at)}, out=folder))
     assert (folder / "training.npz").exists() == (stop_at > 1)
     assert not (folder / "report.json").exists()
+    before = 0.0
+    if stop_at > 1:
+        with np.load(folder / "training.npz") as file:
+            before = json.loads(str(file["meta"]))["seconds"]
+        assert before > 0
     attack = Watched()
     again = kerasdef.train_iar(data, **settings(attacks={"fgsm": attack}, out=folder))
     assert len(attack.seeds) == 5 - (stop_at - 1)  # the rounds that were done are not done again
     assert same(weights(again.model), weights(plain.model))
     assert again.history == plain.history
+    assert again.report.phases["retraining"] > before
     assert not (folder / "training.npz").exists()
     assert not list(folder.rglob(".*"))  # nothing half written is left
 
@@ -511,6 +559,8 @@ def refusal(refusal_of):
         ({"seed": -1}, "`seed` must be"),
         ({"network": "cnn1"}, "Did you mean 'cnn11'"),
         ({"surrogate": "target_dn"}, "Did you mean 'target_dnn'"),
+        ({"attacks": {"clean": FGSM(eps=EPS)}}, "must not be 'clean' or 'pooled' or begin with 'gray_'. Received"),
+        ({"attacks": {"gray_fgsm": FGSM(eps=EPS)}}, "must not be .* Received: 'gray_fgsm'"),
         ({"network": ten_outputs}, "`network` must be a keras.Model with 11 outputs. Received: .*10"),
         ({"surrogate": nothing}, "`surrogate` must be a keras.Model with 11 outputs. Received: NoneType"),
     ],

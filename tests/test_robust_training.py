@@ -17,6 +17,7 @@ from keras import layers
 
 import kerasdef
 import kerasdef.recipes.robust as recipe
+import kerasdef.recipes.robust_report as robust_report
 import kerasdef.recipes.robust_settings as shared
 from kerasdef import catalog, models, networks
 from kerasdef.attacks import FGSM
@@ -223,6 +224,13 @@ def test_the_weights_are_those_of_the_epoch_that_withstood_most(data):
 
 
 @pytest.mark.slow
+def test_what_autoattack_doubts_stands_in_the_report(data, monkeypatch):
+    doubt = lambda pieces, label, attack, model, x, y, **options: (x, ["the model hides its gradients"])  # noqa: E731
+    monkeypatch.setattr(robust_report, "run_autoattack", doubt)
+    report = kerasdef.train_fast(data, **settings(autoattack=True, epochs=1, n_test=8)).report
+    assert report.flags == ["the model hides its gradients"]
+
+
 def test_autoattack_is_in_the_report_and_leaves_no_more_than_pgd(data, tmp_path):
     options = settings(steps=3, epochs=4, autoattack=True, n_test=20)
     result = kerasdef.train_pgd(data, **options, out=tmp_path / "run")

@@ -31,7 +31,7 @@ from kerasdef.evaluation.statistics import mcnemar, wilson
 SCHEMA = 1
 TITLES = {"paper": "as the paper did it", "adaptive": "adaptive"}
 MEANINGS = {
-    "paper": "attacks as the paper made them, mostly on an undefended model, then shown to this one",
+    "paper": "attacks as the paper made them: on an undefended model and shown to this one, or as the notes say",
     "adaptive": "the attacker knows the whole defense and attacks it end to end",
 }
 _CYCLE = re.compile(r"(.+)/cycle(\d+)")

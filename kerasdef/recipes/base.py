@@ -23,6 +23,7 @@ _FILE = "run.json"
 _META = "meta"
 _JUDGING = "judging"
 _INNER = "inner"
+EARLIER = "earlier"  # seconds that processes before this one spent on a piece
 _SHOWN = 8  # images in a report
 SMALL = 10_000  # below this many training images: batches of 32, and epochs by optimizer steps
 BATCH = {"small": 32, "large": 128}  # hybrid paper: 128; mia and iar name none
@@ -115,7 +116,7 @@ class Pieces:
 
         Args:
             name: Of the piece.
-            make: Makes it.
+            make: Makes it. Seconds that earlier processes spent on it may stand in its meta as `EARLIER`.
             phase: What its time counts towards.
             judging: Whether it depends on the settings of judging as well; found with others, it is made again.
         """
@@ -129,7 +130,7 @@ class Pieces:
             inner = {name: self.times[name] for name in self.times if name not in before}
             meta = {
                 **meta,
-                "seconds": spent - self._within,
+                "seconds": spent - self._within + meta.get(EARLIER, 0.0),
                 _INNER: inner,
                 **({_JUDGING: self.judging} if judging else {}),
             }

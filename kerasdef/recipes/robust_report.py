@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,6 +11,7 @@ from kerasdef import models, norms
 from kerasdef.attacks import FGSM, PGD, Attack, AutoAttack
 from kerasdef.datasets import Dataset
 from kerasdef.evaluation import Outcome, Report
+from kerasdef.recipes.autoattack import autoattack as run_autoattack
 from kerasdef.recipes.base import Pieces, derive, first_examples, stratified
 
 
@@ -44,6 +44,7 @@ class Judge:
         self.data, self.eps, self.norm, self.seed, self.show = data, eps, norm, seed, show
         self.x, self.y = data.x_test[self.rows], data.y_test[self.rows]
         self.made: dict[str, dict[str, np.ndarray]] = {}
+        self.flags: list[str] = []
 
     def outcome(self, name: str, column: str, attack: str, model: keras.Model, x: np.ndarray) -> Outcome:
         """What a model says of images."""
@@ -70,13 +71,11 @@ class Judge:
             x = self.attacked(pieces, name, attack, make)
             found.append(self.outcome(name, "adaptive", attack, model, x))
         if autoattack:
-            state = None if pieces.folder is None else Path(pieces.folder) / "state" / f"{name}-{len(self.x)}"
-
-            def whole():
-                attack = AutoAttack(eps=self.eps, norm=self.norm)
-                return attack.run(model, self.x, self.y, seed=self.seed, out=state, **options).x_adv
-
-            x = self.attacked(pieces, name, "autoattack", whole)
+            whole = AutoAttack(eps=self.eps, norm=self.norm)
+            label = f"{name}-autoattack"
+            x, flags = run_autoattack(pieces, label, whole, model, self.x, self.y, seed=self.seed, **options)
+            self.made.setdefault(name, {})["autoattack"] = x
+            self.flags += flags
             found.append(self.outcome(name, "adaptive", "autoattack", model, x))
         return found
 
@@ -98,5 +97,6 @@ class Judge:
             seed=self.seed,
             costs=costs,
             notes=[*notes, *rest.pop("notes", ())],
+            flags=self.flags,
             **rest,
         )
