@@ -21,9 +21,12 @@ _PUBLIC = {
 }
 _PACKAGES = (
     "attacks",
+    "blocks",
     "datasets",
     "defenses",
     "evaluation",
+    "export",
+    "models",
     "networks",
     "norms",
     "losses",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,65 @@ class MethodInfo:
     Args:
         summary: What it does, in a sentence.
         paper: Source.
+        settings: Its own settings and their defaults; `kerasdef.recipes.robust_methods` says what they mean.
     """
 
     summary: str
     paper: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The settings in words, as the command line takes them."""
+        return ", ".join(f"{k}={_plain(v)}" for k, v in self.settings.items())
+
+
+def _plain(value) -> str:
+    if isinstance(value, tuple):
+        return f"({','.join(repr(v) if isinstance(v, str) else _plain(v) for v in value)})"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+_RADIUS = {"ramp": 0.2, "awp": 0.0}
+_STAGES = {"radii": (1 / 3, 2 / 3, 1.0), "steps": (2, 3, 5), "shares": (0.2, 0.2, 0.6), "beta": 6.0}
 
 
 METHODS = {
     "standard": MethodInfo("Cross-entropy on clean images: the baseline without a defense.", ""),
-    "pgd": MethodInfo("Adversarial training on PGD images.", "Madry et al., 2018"),
-    "trades": MethodInfo("Clean loss and the divergence of the outputs around each image.", "Zhang et al., 2019"),
-    "mart": MethodInfo("Adversarial training that weighs images the model is unsure of.", "Wang et al., 2020"),
-    "fast": MethodInfo("One step from a random start, guarded against its collapse.", "Wong et al., 2020"),
-    "free": MethodInfo("One backward pass moves the weights and the images.", "Shafahi et al., 2019"),
-    "ensemble": MethodInfo("One step on other trained networks and on the model in turn.", "Tramer et al., 2018"),
-    "bilateral": MethodInfo("One step on the images and one on the labels.", "Wang and Zhang, 2019"),
+    "pgd": MethodInfo("Adversarial training on PGD images.", "Madry et al., 2018", {"steps": 7} | _RADIUS),
+    "trades": MethodInfo(
+        "Clean loss and the divergence of the outputs around each image.",
+        "Zhang et al., 2019",
+        {"steps": 10, "beta": 6.0} | _RADIUS,
+    ),
+    "mart": MethodInfo(
+        "Adversarial training that weighs images the model is unsure of.",
+        "Wang et al., 2020",
+        {"steps": 10, "weight": 5.0} | _RADIUS,
+    ),
+    "fast": MethodInfo(
+        "One step from a random start, guarded against its collapse.",
+        "Wong et al., 2020",
+        {"length": 1.25, "guard": True, "most": 3} | _RADIUS,
+    ),
+    "free": MethodInfo("One backward pass moves the weights and the images.", "Shafahi et al., 2019", {"replays": 4}),
+    "ensemble": MethodInfo(
+        "One step on other trained networks and on the model in turn.",
+        "Tramer et al., 2018",
+        {"sources": ("target_dnn", "vgg7"), "weight": 0.5} | _RADIUS,
+    ),
+    "bilateral": MethodInfo(
+        "One step on the images and one on the labels.", "Wang and Zhang, 2019", {"eps_y": 0.5} | _RADIUS
+    ),
     "parseval": MethodInfo("Kernels kept near orthonormal, clean images.", "Cisse et al., 2017"),
-    "denoising": MethodInfo("A network with denoising blocks, trained on PGD images.", "Xie et al., 2019"),
-    "distillation": MethodInfo("Defensive distillation at a high temperature.", "Papernot et al., 2016"),
-    "multistage": MethodInfo("TRADES with AutoPGD in stages of growing radius and effort.", "Wen et al., 2025"),
+    "denoising": MethodInfo(
+        "A network with denoising blocks, trained on PGD images.", "Xie et al., 2019", {"steps": 7} | _RADIUS
+    ),
+    "distillation": MethodInfo(
+        "Defensive distillation at a high temperature.", "Papernot et al., 2016", {"temperature": 20.0}
+    ),
+    "multistage": MethodInfo(
+        "TRADES with AutoPGD in stages of growing radius and effort.",
+        "Wen et al., 2025",
+        _STAGES | {"attack": "apgd", "objective": "trades", "awp": 0.0},
+    ),
 }

@@ -244,7 +244,8 @@ def _training_command(name: str, info: MethodInfo):
             given[key] = value
         _train("robust", name, dataset, **given)
 
-    command.__doc__ = f"{info.summary} {info.paper}".strip()
+    own = f"\n\nFor --set: {info}." if info.settings else ""
+    command.__doc__ = f"{info.summary} {info.paper}".strip() + own
     train_app.command(name)(command)
 
 
@@ -327,9 +328,9 @@ def list_attacks() -> None:
 @list_app.command("methods")
 def list_methods() -> None:
     """The ways to train a robust classifier."""
-    table = Table("name", "what it does", "paper")
+    table = Table("name", "what it does", "settings", "paper")
     for name, info in METHODS.items():
-        table.add_row(name, info.summary, info.paper)
+        table.add_row(name, info.summary, str(info), info.paper)
     Console().print(table)
 
 

@@ -156,7 +156,8 @@ def export(model: keras.Model, path: str | Path, *, to: str = "saved_model") -> 
             `probabilities`.
         path: A folder for "saved_model", a file ending in .keras for "keras". Replaced if it is there.
         to: "saved_model": signatures `serving_default` (float32 images in [0, 1]) and `serving_uint8` (uint8 images),
-            both with named outputs; runs without kerasdef. "keras": loads with kerasdef imported, in safe mode.
+            both with named outputs; runs without kerasdef. "keras": a .keras file, safe mode, which loads once the
+            layers in it are known: `import kerasdef.defenses` for a vote, `kerasdef.blocks` for denoising blocks.
 
     Returns:
         The path.

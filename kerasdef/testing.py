@@ -302,7 +302,7 @@ def _check_inputs(attack, case, expected) -> None:
 
 
 def check_attack(
-    attack: Attack, *, norm: Norm | str | None = None, eps: float | None = None, kind: str = "budget"
+    attack: Attack, *, norm: Norm | str | None = None, eps: float | None = None, kind: str | None = None
 ) -> None:
     """Check that an attack keeps the contract of all attacks; it takes some seconds.
 
@@ -318,7 +318,7 @@ def check_attack(
         norm: Norm of the ball, for budget attacks; None takes it, with `eps`, from an attack that has both
             settings and checks no ball otherwise.
         eps: Radius of the ball, one number.
-        kind: "budget" (stays in a ball) or "minimal" (what it changes is adversarial).
+        kind: "budget" (stays in a ball) or "minimal" (what it changes is adversarial). None: what the attack says.
 
     Raises:
         AssertionError: A clause does not hold; the message names it.
@@ -327,9 +327,9 @@ def check_attack(
     Example:
     >>> check_attack(MyAttack(steps=5), norm="l2", eps=0.5)
     """
-    checks.one_of("kind", kind, ("budget", "minimal"))
     if not isinstance(attack, Attack):
         raise ValueError(f"`attack` must be an Attack. Received: attack={attack!r}")
+    kind = checks.one_of("kind", attack.kind if kind is None else kind, ("budget", "minimal"))
     if norm is None and eps is None:
         settings = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
         own = settings.get("norm"), settings.get("eps")

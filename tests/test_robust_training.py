@@ -128,6 +128,9 @@ def test_the_catalog_the_methods_and_the_functions_are_the_same():
         assert function.__name__ == f"train_{name}"
         assert METHODS[name].__doc__.splitlines()[0] in function.__doc__
         assert f"train_{name}" in dir(kerasdef)
+        own = {f.name: f.default for f in dataclasses.fields(METHODS[name])}
+        assert catalog.METHODS[name].settings == own
+        assert all(f"{setting}=" in function.__doc__ for setting in own)
 
 
 FEW = {

@@ -13,6 +13,7 @@ import keras
 
 from kerasdef import backend, checks, models, networks, progress
 from kerasdef.attacks import FGSM, PGD
+from kerasdef.catalog import METHODS as CATALOG
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.recipes.base import (
     Cost,
@@ -413,7 +414,7 @@ def _public(method: str) -> Callable:
     run.__name__ = run.__qualname__ = f"train_{method}"
     run.__doc__ = (
         f"Train a classifier by the method {method!r}; arguments as in `kerasdef.train_robust`.\n\n"
-        f"{METHODS[method].__doc__}"
+        f"{METHODS[method].__doc__}\n\nIts own settings: {str(CATALOG[method]) or 'none'}."
     )
     return run
 
