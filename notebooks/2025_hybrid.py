@@ -251,8 +251,8 @@ plots.example_grid(first.examples, first.class_names, title=f"{DATA}, attacks on
 #
 # Gradients are those of single images, of the attack and of the training step, in millions. Seconds are those of the
 # machine that made the run, with the time that TensorFlow takes to compile each attack, which weighs on short runs and
-# three times on `multistage`. "With all else" adds the checks on held-out images after each epoch and, for `ensemble`,
-# which attacks through other networks, their training; the gradients of neither are counted. Peak memory is a number of
+# three times on `multistage`. Both include the training of the networks that `ensemble` attacks through. "With all else"
+# adds the checks on held-out images after each epoch, whose gradients are not counted. Peak memory is a number of
 # the whole process, which trains all methods in turn, so it is left out.
 
 

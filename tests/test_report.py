@@ -232,6 +232,12 @@ def test_compare_pairs_by_image_whatever_the_order():
     assert found == {"n": 2, "a_only": 1, "b_only": 1, "p_value": 1.0, "difference": 0.0}
 
 
+def test_compare_takes_the_model_that_the_report_is_about():
+    outcomes = [Outcome(m, "adaptive", "pgd", [0, 1], p) for m, p in (("plain", [1, 1]), ("trades", [0, 1]))]
+    found = Report(outcomes, classes=2).compare("plain", attack="pgd", column="adaptive")
+    assert (found["a_only"], found["b_only"]) == (1, 0)
+
+
 def test_compare_on_clean_images_does_not_count_a_rejection_as_right():
     found = small().compare("target", attack="clean")
     assert (found["n"], found["a_only"], found["b_only"]) == (4, 1, 1)

@@ -275,17 +275,26 @@ class Report:
         }
         return result | {"robust_accuracy": share if column == "adaptive" else math.nan}
 
-    def compare(self, other: str, model: str = "mia", attack: str = POOLED, column: str = "paper") -> dict[str, float]:
+    def compare(
+        self, other: str, model: str | None = None, attack: str = POOLED, column: str = "paper"
+    ) -> dict[str, float]:
         """Exact McNemar test of two models on the images they have in common.
 
         A model is right on a clean image it labels with the true class, and on an attacked one that it labels
         with the true class or as adversarial. Images are paired by attack, index and radius. Several attacks
-        or radii of one image are not independent, so a p-value over them is too small.
+        or radii of one image are not independent, so a p-value over them is too small: name one attack.
+
+        Args:
+            other: Name of a model in this report.
+            model: Another; None: the one that the report is about.
+            attack: Name of an attack; "pooled" takes all of the column.
+            column: "paper" or "adaptive".
 
         Returns:
             `n`, `a_only` (only `model` right), `b_only` (only `other` right), `p_value` and `difference`, the
             share right of `model` minus that of `other`.
         """
+        model = self.main if model is None else model
         a, b = (self._right(name, attack, column) for name in (model, other))
         keys = ["attack", "index"] + ["radius"] * ("radius" in a and "radius" in b)
         for name, rows in ((model, a), (other, b)):
