@@ -6,13 +6,14 @@ second process that runs Keras on TensorFlow.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
@@ -22,6 +23,7 @@ from keras import ops
 from kerasdef import backend, checks, models
 
 FORMATS = ("saved_model", "keras")
+RUN = "run.json"  # settings of a run, in its folder
 FACTS = Path("assets.extra", "kerasdef.json")  # TensorFlow's place for files of others in a SavedModel
 _PLAIN = {"label", "probabilities"}  # outputs of a classifier without a vote
 PROBABILITY_TOLERANCE = 1e-4  # float32 sums in another order: another graph, another backend
@@ -96,8 +98,9 @@ def served(path: str | Path) -> tuple[Callable, int | None]:
         path: Folder of a SavedModel with a signature `serving_default` of one input.
 
     Returns:
-        `(scores, reject)`: a callable from images to scores of shape (n, classes), whose largest is the decision; and
-        the label that stands for "adversarial", or None. For a vote the scores are votes plus mean probabilities, so
+        `(scores, reject)`: a callable from images to scores of shape (n, classes), whose largest is the decision, with
+        the number of `classes` and a `digest` of the files; and the label that stands for "adversarial", or None. For a
+        vote the scores are votes plus mean probabilities, so
         that the largest decides as the vote does.
 
     Raises:
@@ -113,6 +116,7 @@ def served(path: str | Path) -> tuple[Callable, int | None]:
         return {k: v.numpy() for k, v in signature(**{name: tf.constant(x)}).items()}
 
     outputs = signature.structured_outputs
+    first = outputs.get("probabilities", next(iter(outputs.values())))
 
     def scores(x) -> np.ndarray:
         found = call(x)
@@ -123,12 +127,27 @@ def served(path: str | Path) -> tuple[Callable, int | None]:
         return found["votes"] + 0.5 * found["probabilities"]  # as in `decide`
 
     scores.signature = loaded  # the SavedModel lives as long as the callable
+    scores.classes = first.shape[-1]
+    scores.digest = _digest(Path(path))
     if len(outputs) == 1 or set(outputs) == _PLAIN:
         return scores, None
     if not {"votes", "probabilities", "is_adversarial"} <= set(outputs):
         raise ValueError(f"The SavedModel must have one output, or those of a vote. Received: {sorted(outputs)}")
+    return scores, facts_of(path).get("reject")
+
+
+def facts_of(path: str | Path) -> dict:
+    """What `export` noted beside a SavedModel; empty for those of others."""
     facts = Path(path) / FACTS
-    return scores, json.loads(facts.read_text(encoding="utf-8"))["reject"] if facts.is_file() else None
+    return json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of the graph and the weights of a SavedModel."""
+    digest = hashlib.sha256()
+    for file in [path / "saved_model.pb", *sorted((path / "variables").glob("*"))]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _write_elsewhere(model: keras.Model, path: Path) -> None:
@@ -148,7 +167,7 @@ def _write_elsewhere(model: keras.Model, path: Path) -> None:
         raise RuntimeError(f"The SavedModel could not be written: {done.stderr.strip()[-500:]}")
 
 
-def export(model: keras.Model, path: str | Path, *, to: str = "saved_model") -> Path:
+def export(model: keras.Model, path: str | Path, *, to: str = "saved_model", facts: Mapping | None = None) -> Path:
     """Write a defended model and check that what was written decides as the live one.
 
     Args:
@@ -158,6 +177,8 @@ def export(model: keras.Model, path: str | Path, *, to: str = "saved_model") -> 
         to: "saved_model": signatures `serving_default` (float32 images in [0, 1]) and `serving_uint8` (uint8 images),
             both with named outputs; runs without kerasdef. "keras": a .keras file, safe mode, which loads once the
             layers in it are known: `import kerasdef.defenses` for a vote, `kerasdef.blocks` for denoising blocks.
+        facts: JSON values to note beside a SavedModel, such as the settings of the run as "run", so that
+            `kerasdef attack` knows which images it was trained on.
 
     Returns:
         The path.
@@ -185,12 +206,25 @@ def export(model: keras.Model, path: str | Path, *, to: str = "saved_model") -> 
         write = _write_saved_model if backend.NAME == "tensorflow" else _write_elsewhere
         write(model, part)
         (part / FACTS).parent.mkdir()
-        (part / FACTS).write_text(json.dumps({"reject": getattr(model.layers[-1], "reject", None)}), encoding="utf-8")
+        noted = {"reject": getattr(model.layers[-1], "reject", None)} | dict(facts or {})
+        (part / FACTS).write_text(json.dumps(noted), encoding="utf-8")
         _compare(_serve(part, "serving_default", unit), wanted, "The SavedModel")
         _compare(_serve(part, "serving_uint8", x), wanted, "The SavedModel's uint8 signature")
     _remove(path)
     os.replace(part, path)
     return path
+
+
+def run_of(path: Path) -> dict | None:
+    """Settings of the run that a model file or folder is from, or None where that cannot be known."""
+    noted = facts_of(path).get("run")
+    if noted:
+        return noted
+    near = list(path.resolve().parents)[:2]  # with a defense for each attack they lie in folders below that of the run
+    for folder in near:
+        if (folder / RUN).is_file():
+            return json.loads((folder / RUN).read_text(encoding="utf-8"))
+    return None
 
 
 def export_run(run: str | Path, *, to: str = "saved_model", out: str | Path | None = None) -> dict[str, Path]:
@@ -226,7 +260,7 @@ def export_run(run: str | Path, *, to: str = "saved_model", out: str | Path | No
         if out is not None and len(found) > 1:
             place = Path(out) / file.parent.name / name
         key = to if len(found) == 1 else file.parent.name
-        written[key] = export(keras.saving.load_model(file, safe_mode=True), place, to=to)
+        written[key] = export(keras.saving.load_model(file, safe_mode=True), place, to=to, facts={"run": run_of(file)})
     return written
 
 

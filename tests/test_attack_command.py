@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 import kerasdef
 import kerasdef.attacks
 from kerasdef import cli, datasets, defenses, models
-from kerasdef.attacks import PGD, Attack, CarliniWagner, GradientAttack, Restarts, Wrapper
+from kerasdef.attacks import PGD, Attack, CarliniWagner, Evade, GradientAttack, Restarts, Wrapper
 from kerasdef.catalog import ATTACKS
+from kerasdef.export import export
 from kerasdef.norms import NORMS
 from kerasdef.recipes.attack import attack as run
 from kerasdef.recipes.loading import load_model
@@ -243,6 +244,35 @@ def test_a_model_of_a_run_is_attacked_on_the_images_that_the_run_held_out(victim
     for path in (tmp_path, tmp_path / "linear.keras"):
         np.testing.assert_array_equal(images_of("digits", load_model(path)).x_test, wanted)
     np.testing.assert_array_equal(images_of("digits", load_model(victim)).x_test, data.x_test)
+    (tmp_path / "pgd").mkdir()  # one defense for each attack
+    victim.save(tmp_path / "pgd" / "linear.keras")
+    np.testing.assert_array_equal(images_of("digits", load_model(tmp_path / "pgd")).x_test, wanted)
+
+
+def test_an_export_elsewhere_knows_its_run_and_its_reject_class(victim, data, tmp_path):
+    settings = {"recipe": "iar", "dataset": "digits", "test_size": 0.4, "seed": 3}
+    export(victim, tmp_path / "served", facts={"run": settings})
+    loaded = load_model(tmp_path / "served")
+    assert loaded.settings == settings
+    assert (loaded.classes, loaded.reject, loaded.goal) == (9, 9, Evade(9))  # of iar the last class says "adversarial"
+    x, y = data.x_test[:40], data.y_test[:40]
+    nine = y < 9
+    small = datasets.Dataset.from_arrays(x[nine], y[nine], x[nine], y[nine])
+    found = run(tmp_path / "served", small, "square", eps=0.1, settings={"queries": 5}, show=False)
+    assert found.report.reject == 9
+    assert found.report.rejects("served") == 9
+    assert "saw no gradients" in " ".join(found.report.notes)
+
+
+def test_another_saved_model_does_not_take_up_the_state_of_the_first(victim, tmp_path):
+    for name, scale in (("one", 1.0), ("two", 1.1)):
+        victim.layers[-1].set_weights([w * scale for w in victim.layers[-1].get_weights()])
+        export(victim, tmp_path / name)
+    victim.layers[-1].set_weights([w / 1.1 for w in victim.layers[-1].get_weights()])
+    options = {"eps": 0.1, "n": 10, "settings": {"queries": 3}, "show": False, "out": tmp_path / "run"}
+    run(tmp_path / "one", "digits", "square", **options)
+    with pytest.raises(ValueError, match="differs in model"):
+        run(tmp_path / "two", "digits", "square", **options)
 
 
 def test_a_path_without_a_model_is_refused(tmp_path):

@@ -192,7 +192,27 @@ def test_adaptive_rows_use_the_clean_images_of_the_model():
     assert (row["n"], row["n_clean"]) == (2, 4)
     assert row["clean_accuracy"] == 0.75
     assert row["robust_accuracy"] == 0.5
-    assert row["detection_accuracy"] == 4 / 6
+    assert row["detection_accuracy"] == 3 / 4  # images 0 and 1, clean and attacked
+    assert row["accuracy"] == 3 / 4
+    assert math.isnan(row["auroc"])  # nobody attacked the score
+    assert math.isnan(row["tpr_at_1_fpr"])
+
+
+def test_a_report_can_be_told_which_models_reject(tmp_path):
+    outcomes = [
+        Outcome("plain", "adaptive", "pgd", [0, 1], [2, 1]),  # a stray label that means nothing there
+        Outcome("guarded", "adaptive", "pgd", [0, 1], [0, 1]),  # rejects nothing here
+    ]
+    told = Report(outcomes, classes=2, reject=2, rejecting=["guarded"])
+    assert (told.rejects("plain"), told.rejects("guarded")) == (None, 2)
+    assert told.metrics("plain", "pgd", "adaptive")["robust_accuracy"] == 0.5
+    assert told.metrics("guarded", "pgd", "adaptive")["detected"] == 0.0
+    guessed = Report(outcomes, classes=2, reject=2)
+    assert (guessed.rejects("plain"), guessed.rejects("guarded")) == (2, None)
+    told.save(tmp_path)
+    assert Report.load(tmp_path) == told != guessed
+    with pytest.raises(ValueError, match="Did you mean 'plain'"):
+        Report(outcomes, classes=2, reject=2, rejecting=["plan"])
 
 
 def test_by_radius_splits_the_attack():

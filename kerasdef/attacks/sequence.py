@@ -168,9 +168,9 @@ def settings(attack: Attack) -> dict[str, str]:
 
 
 def weights_digest(model) -> str | None:
-    """SHA-256 of a Keras model's weights, None for another callable."""
+    """SHA-256 of a Keras model's weights, the `digest` that another callable has, or None."""
     if not isinstance(model, keras.Model):
-        return None
+        return getattr(getattr(model, "function", model), "digest", None)
     digest = hashlib.sha256()
     for variable in model.variables:
         digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())

@@ -36,7 +36,7 @@ class Outcome:
         score: Detector scores, shape (n,), higher is more adversarial; None if the model has no detector.
         radius: Radius of each sample, shape (n,), where the attack has several; or None.
         index: Which test image each row is, int, shape (n,). None gives 0..n-1. Outcomes are paired by it.
-        distance: L2 distances of the adversarial images, shape (n,); or None.
+        distance: Distances of the adversarial images, shape (n,), in L2 or in the norm of the attack's ball; or None.
 
     Raises:
         ValueError: if a name is empty, the set is empty, lengths differ or a float is not finite.
@@ -122,7 +122,7 @@ def measure(clean: Outcome | None, attacked: Outcome | None, reject: int | None,
         column: "paper" or "adaptive"; only in the latter is a number called robust accuracy.
 
     Returns:
-        - `n`, `n_clean`: attacked and clean images; all of both are used even where they differ.
+        - `n`, `n_clean`: attacked and clean images, all that there are.
         - `clean_accuracy`: clean images labeled with their true class; a rejected one is wrong.
         - `false_alarms`: clean images labeled adversarial.
         - `adversarial_accuracy`: attacked images labeled with their true class.
@@ -130,10 +130,11 @@ def measure(clean: Outcome | None, attacked: Outcome | None, reject: int | None,
         - `attack_success`: attacked images labeled neither.
         - `withstood`: 1 - `attack_success`. `robust_accuracy`: the same, in the adaptive column only.
         - `accuracy`, `macro_f1`: over all classes and the reject class, on clean and attacked images
-          together.
+          together; in the adaptive column, which attacks fewer images, on those and their clean versions alone.
         - `detection_accuracy`: adversarial or not, on the same images.
-        - `tpr_at_1_fpr`, `tpr_at_5_fpr`, `auroc`: of the detector's scores.
-        - `mean_distance`: mean L2 distance of the attacked images.
+        - `tpr_at_1_fpr`, `tpr_at_5_fpr`, `auroc`: of the detector's scores, in the paper column only: adaptive
+          attackers here go for the label and stop there, so their scores say nothing of one who goes for the score.
+        - `mean_distance`: mean of the outcome's distances.
     """
     row = {"n": len(attacked) if attacked else 0, "n_clean": len(clean) if clean else 0}
     right = clean.predicted == clean.y if clean else None
@@ -151,14 +152,15 @@ def measure(clean: Outcome | None, attacked: Outcome | None, reject: int | None,
 
     both = clean is not None and attacked is not None
     if both:
-        wanted = np.concatenate([clean.y, attacked.y if reject is None else np.full(len(attacked), reject)])
-        given = np.concatenate([clean.predicted, attacked.predicted])
+        used = np.isin(clean.index, attacked.index) if column == "adaptive" else np.full(len(clean), True)
+        wanted = np.concatenate([clean.y[used], attacked.y if reject is None else np.full(len(attacked), reject)])
+        given = np.concatenate([clean.predicted[used], attacked.predicted])
     row |= _share("accuracy", wanted == given if both else None)
     row["macro_f1"] = float(f1_score(wanted, given, average="macro", zero_division=0)) if both else math.nan
     known = both and reject is not None
-    row |= _share("detection_accuracy", np.concatenate([~flagged_clean, flagged]) if known else None)
+    row |= _share("detection_accuracy", np.concatenate([~flagged_clean[used], flagged]) if known else None)
 
-    scored = both and clean.score is not None and attacked.score is not None
+    scored = both and column == "paper" and clean.score is not None and attacked.score is not None
     for percent in (1, 5):
         found = tpr_at_fpr(clean.score, attacked.score, percent / 100) if scored else math.nan
         row[f"tpr_at_{percent}_fpr"] = found

@@ -207,7 +207,7 @@ def accuracy_per_radius(report: Report, attack: str = "gma", column: str = "pape
 
 
 def detection_roc(report: Report, model: str | None = None) -> Figure:
-    """ROC of a model's detector per attack, false positives on a log axis; adaptive attacks are dashed."""
+    """ROC of a model's detector per attack, false positives on a log axis: the paper column alone, see `measure`."""
     found = _scored(report, model)
     if not found:
         raise ValueError(f"`model` must have scores on clean and attacked images. Received: model={model!r}")
@@ -218,8 +218,7 @@ def detection_roc(report: Report, model: str | None = None) -> Figure:
         truth = np.repeat([0, 1], [len(clean), len(o)])
         fpr, tpr, _ = roc_curve(truth, np.concatenate([clean.score, o.score]))
         floor = min(floor, 0.5 / len(clean))
-        style, label = ("--", f"{o.attack} (adaptive)") if o.column == "adaptive" else ("-", o.attack)
-        ax.step(np.maximum(fpr, 0.5 / len(clean)), tpr, style, where="post", color=COLORS[k % 8], label=label)
+        ax.step(np.maximum(fpr, 0.5 / len(clean)), tpr, where="post", color=COLORS[k % 8], label=o.attack)
     line = np.geomspace(floor, 1, 50)
     ax.plot(line, line, ":", color="#777777", lw=1, label="chance")
     for share in (0.01, 0.05):
@@ -285,11 +284,11 @@ def paper_vs_adaptive(report: Report, model: str | None = None) -> Figure:
 
 def _scored(report: Report, model: str | None = None) -> list:
     model = report.main if model is None else checks.one_of("model", model, report.models)
-    found = [report.outcome(model, a, c) for c in COLUMNS for a in report.attacks(c, model)]
-    clean = [report.clean(model, o.column) for o in found]
-    return [
-        o for o, c in zip(found, clean, strict=True) if o.score is not None and c is not None and c.score is not None
-    ]
+    clean = report.clean(model)
+    if clean is None or clean.score is None:
+        return []
+    found = [report.outcome(model, a) for a in report.attacks("paper", model)]
+    return [o for o in found if o.score is not None]
 
 
 def _figure(panels: int, bars: int) -> tuple[Figure, np.ndarray]:

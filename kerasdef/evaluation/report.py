@@ -45,13 +45,14 @@ class Report:
     "paper" holds attacks made on an undefended model and then shown to the defense; "adaptive" holds
     attackers who know the whole defense. Only numbers of the second are called robust accuracy.
 
-    A model has a reject class if `reject` is given and one of its outcomes has scores or uses that label.
-    Models without one (the target, plain robust training) have NaN in the detection columns.
+    Models without a reject class (the target, plain robust training) have NaN in the detection columns.
 
     Args:
         outcomes: What each model said of each set of images; one per (model, column, attack).
         classes: Number of real classes K.
         reject: K if the label K stands for adversarial, None if there is no such label.
+        rejecting: Names of the models for which that label says so. None: those with an outcome that has scores or
+            uses the label.
         class_names: K names; None gives "0" to "K-1".
         settings: Everything needed to run it again: JSON values (numbers, strings, lists, dicts,
             dataclasses).
@@ -78,6 +79,7 @@ class Report:
         *,
         classes: int,
         reject: int | None = None,
+        rejecting: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
         settings: Mapping | None = None,
         seed: int = 0,
@@ -97,6 +99,7 @@ class Report:
             raise ValueError(f"`reject` must be None or classes={classes}. Received: reject={reject!r}")
         self.reject = None if reject is None else int(reject)
         _check_outcomes(self.outcomes, self.classes, self.reject)
+        self.rejecting = None if rejecting is None else [checks.one_of("rejecting", m, self.models) for m in rejecting]
         self.class_names = [str(v) for v in (range(classes) if class_names is None else class_names)]
         if len(self.class_names) != self.classes:
             raise ValueError(f"`class_names` must be {classes} names. Received: class_names={self.class_names!r}")
@@ -147,6 +150,8 @@ class Report:
     def rejects(self, model: str) -> int | None:
         """The label of `model` that stands for adversarial, or None if it has no such label."""
         checks.one_of("model", model, self.models)
+        if self.rejecting is not None:
+            return self.reject if model in self.rejecting else None
         mine = [o for o in self.outcomes if o.model == model]
         uses = any(o.score is not None or np.any(o.predicted == self.reject) for o in mine)
         return self.reject if uses else None
@@ -352,6 +357,7 @@ class Report:
             "seed": self.seed,
             "classes": self.classes,
             "reject": self.reject,
+            "rejecting": self.rejecting,
             "class_names": self.class_names,
             "settings": self.settings,
             "metrics": _records(self._frame),
@@ -619,7 +625,7 @@ class Report:
             "flags",
         )
         kept = {name: record[name] for name in (*names, "phases", "versions", "machine")}
-        kept["costs"] = record.get("costs")  # reports of earlier versions have none
+        kept |= {name: record.get(name) for name in ("costs", "rejecting")}  # reports of earlier versions have none
         return cls(outcomes, examples=_unflat(found, record["examples"]), **kept)
 
     def _npz(self) -> bytes:

@@ -19,14 +19,14 @@ from rich.table import Table
 
 import kerasdef.attacks
 from kerasdef import checks, models, norms
-from kerasdef.attacks import Attack, AutoAttack, Wrapper, sequence
+from kerasdef.attacks import Attack, AutoAttack, Transfer, Wrapper, sequence
 from kerasdef.attacks.sequence import STANDS, SequenceResult
 from kerasdef.catalog import ATTACKS, AttackInfo
 from kerasdef.datasets import Dataset
 from kerasdef.defenses.voting import decide
 from kerasdef.evaluation import Outcome, Report
 from kerasdef.evaluation.statistics import wilson
-from kerasdef.recipes.loading import Loaded, load_model, test_images
+from kerasdef.recipes.loading import Loaded, is_resplit, load_model, test_images
 
 _SHOWN = 8  # adversarial images in the report
 
@@ -235,14 +235,27 @@ def _report(result, chosen, name, loaded: Loaded, dataset: Dataset, view, x, y, 
         outcomes,
         classes=dataset.classes,
         reject=loaded.reject,
+        rejecting=[loaded.name] if loaded.reject is not None else [],
         class_names=dataset.class_names,
         settings={"attack": sequence.settings(chosen), "n": len(x), "parts": result.table.to_dict("records")},
         seed=seed,
         dataset=dataset.name,
         phases={f"attack/{row.attack}": row.seconds for row in result.table.itertuples()},
+        notes=_notes(chosen, loaded, dataset),
         examples=examples,
         flags=list(result.flags.values()),
     )
+
+
+def _notes(chosen: Attack, loaded: Loaded, dataset: Dataset) -> list[str]:
+    """Which images were attacked, and what the attacker did not see."""
+    notes = ["The images are test images of the data set as it comes, which the model may have been trained on."]
+    if is_resplit(dataset, loaded):
+        held = loaded.settings["test_size"]
+        notes = [f"The images are of the {held:.0%} of the data set that the model's run held out for testing."]
+    if chosen.access != "white box" or isinstance(chosen, Transfer):
+        notes.append("The attack saw no gradients of the model: one that does may leave less.")
+    return notes
 
 
 def _save(run: AttackRun, y: np.ndarray, out: Path) -> dict[str, Path]:

@@ -17,9 +17,9 @@ import keras
 import numpy as np
 
 from kerasdef import backend, models, progress
+from kerasdef.export import RUN
 from kerasdef.training import Mixture
 
-_FILE = "run.json"
 _META = "meta"
 _JUDGING = "judging"
 _INNER = "inner"
@@ -82,7 +82,7 @@ class Pieces:
             raise ValueError(f"`out` must be a folder. Received: out={str(folder)!r}, which is a file")
         settings = json.loads(json.dumps(settings))
         self.judging = {name: settings.pop(name) for name in judging}
-        record = self.folder / _FILE
+        record = self.folder / RUN
         if record.exists():
             found = json.loads(record.read_text())
             # folders from before these were kept with their pieces have them here

@@ -17,6 +17,8 @@ class Classifier:
 
     Args:
         model: A Keras classifier.
+
+    Subclasses have a `report`, whose settings an export notes.
     """
 
     model: keras.Model
@@ -34,4 +36,4 @@ class Classifier:
         """Write the classifier as a SavedModel ("saved_model") or a .keras file ("keras"), and check the file."""
         from kerasdef.export import export
 
-        return export(self.model, path, to=to)
+        return export(self.model, path, to=to, facts={"run": self.report.settings})

@@ -44,7 +44,7 @@ from kerasdef.recipes.iar_settings import (
     Settings,
     epochs_of,
 )
-from kerasdef.recipes.mia_sets import l2_distance
+from kerasdef.recipes.mia_sets import l2_distance, words
 from kerasdef.training import Mixture, Shares
 from kerasdef.training.state import read_state, write_state
 
@@ -175,12 +175,6 @@ def _builder(name: str, network: str | Callable) -> Callable:
     return network if callable(network) else networks.NETWORKS[checks.one_of(name, network, networks.NETWORKS)]
 
 
-def _words(attack) -> str:
-    """An attack in words that are the same in another process."""
-    text = repr(attack)
-    return getattr(attack, "__qualname__", type(attack).__qualname__) if " at 0x" in text else text
-
-
 class _Run:
     """The steps of a run."""
 
@@ -206,7 +200,7 @@ class _Run:
             "dataset": d.name,
             "fingerprint": fingerprint(d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test),
             "test_size": SPLIT,
-            "attacks": {name: _words(attack) for name, attack in self.attacks.items()},
+            "attacks": {name: words(attack) for name, attack in self.attacks.items()},
             "networks": {role: getattr(b, "__name__", type(b).__name__) for role, b in self.builders.items()},
             "backend": backend.NAME,
             **dataclasses.asdict(self.s),
@@ -380,6 +374,7 @@ class _Run:
             outcomes,
             classes=self.k,
             reject=self.k,
+            rejecting=["after"] if self.s.adversarial_label == "reject" else [],
             class_names=self.data.class_names,
             settings=self.record(),
             seed=self.s.seed,

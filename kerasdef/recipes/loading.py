@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,7 @@ from kerasdef.attacks import Goal, Misclassify
 from kerasdef.datasets import Dataset
 from kerasdef.datasets import load as load_dataset
 from kerasdef.defenses import attackable
-from kerasdef.export import served
-
-RUN = "run.json"
+from kerasdef.export import run_of, served
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,14 +64,15 @@ def load_model(model: keras.Model | Callable | str | Path) -> Loaded:
         raise ValueError(f"`model` must be a Keras model, a callable or a path. Received: model={model!r}")
     path = Path(model)
     if path.suffix == ".keras" and path.is_file():
-        return _keras(keras.saving.load_model(path, safe_mode=True), path.stem, _settings(path.parent))
+        return _keras(keras.saving.load_model(path, safe_mode=True), path.stem, run_of(path))
     if (path / "saved_model.pb").is_file():
-        scores, reject = served(path)
+        (scores, reject), settings = served(path), run_of(path)
+        reject = scores.classes - 1 if _of_iar(settings) else reject
         goal = Misclassify() if reject is None else kerasdef.attacks.Evade(reject)
-        return Loaded(scores, goal, path.name, classes=reject, reject=reject, settings=_settings(path.parent))
+        return Loaded(scores, goal, path.name, classes=reject, reject=reject, settings=settings)
     files = sorted(path.glob("*.keras")) if path.is_dir() else []
     if len(files) == 1:
-        return _keras(keras.saving.load_model(files[0], safe_mode=True), path.name, _settings(path))
+        return _keras(keras.saving.load_model(files[0], safe_mode=True), path.name, run_of(files[0]))
     raise ValueError(
         "`model` must be a .keras file, the folder of a finished run, or the folder of a SavedModel. "
         f"Received: model={str(model)!r}"
@@ -93,15 +91,14 @@ def read_keras(path: str | Path) -> keras.Model:
     return keras.saving.load_model(path, safe_mode=True)
 
 
-def _settings(folder: Path) -> dict | None:
-    """Settings of the run in a folder, or None where there is no run."""
-    record = folder / RUN
-    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+def _of_iar(settings: dict | None) -> bool:
+    """Whether a run made a plain classifier whose last class stands for "adversarial"."""
+    return (settings or {}).get("recipe") == "iar"
 
 
 def _keras(model: keras.Model, name: str, settings: dict | None = None) -> Loaded:
     model, goal = attackable(model)
-    if (settings or {}).get("recipe") == "iar":  # its last class stands for "adversarial"
+    if _of_iar(settings):
         goal = kerasdef.attacks.Evade(model.output_shape[-1] - 1)
     classes = model.output_shape[-1]
     reject = getattr(goal, "reject", None)
@@ -111,7 +108,12 @@ def _keras(model: keras.Model, name: str, settings: dict | None = None) -> Loade
 def test_images(dataset: str | Path | Dataset, loaded: Loaded) -> Dataset:
     """The data set, split as the run split it that the model is from: its test images were not trained on."""
     dataset = load_dataset(dataset) if isinstance(dataset, str | Path) else dataset
-    settings = loaded.settings or {}
-    if settings.get("dataset") == dataset.name and "test_size" in settings:
-        return dataset.resplit(settings["test_size"], seed=settings["seed"])
+    if is_resplit(dataset, loaded):
+        return dataset.resplit(loaded.settings["test_size"], seed=loaded.settings["seed"])
     return dataset
+
+
+def is_resplit(dataset: Dataset, loaded: Loaded) -> bool:
+    """Whether the run that the model is from divided this data set anew."""
+    settings = loaded.settings or {}
+    return settings.get("dataset") == dataset.name and "test_size" in settings

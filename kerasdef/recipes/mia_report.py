@@ -197,6 +197,7 @@ def joint_report(data: Dataset, parts: Mapping[str, MIA], **run) -> Report:
         history |= {f"{name}:{label}": h for label, h in part.history.items() if label != "target"}
         notes.append(f"{name}: {part.report.notes[0]}")
         flags += [f"{name}: {f}" for f in part.report.flags]
+    notes.append(f"The first table, the examples and the detector's curve are those of the defense against {name}.")
     outcomes.sort(key=lambda o: o.model != "target")
     examples = list(parts.values())[-1].report.examples
     return _report(data, outcomes, history=history, examples=examples, notes=notes, flags=flags, **run)

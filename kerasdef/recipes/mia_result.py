@@ -58,7 +58,7 @@ class MIA:
         """Write the defense as a SavedModel ("saved_model") or a .keras file ("keras"), and check what was written."""
         from kerasdef.export import export
 
-        return export(self.model, path, to=to)
+        return export(self.model, path, to=to, facts={"run": self.report.settings})
 
 
 @dataclass

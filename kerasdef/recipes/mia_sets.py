@@ -124,11 +124,14 @@ def portion(n: int, share: float, names: Sequence[str], name: str) -> int:
     return count // len(names) + (names.index(name) < count % len(names))
 
 
+def words(attack) -> str:
+    """The `repr` of an attack without addresses, which are others in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(attack))
+
+
 def describe(attack) -> str:
     """An attack in words that are the same in another process; radii by their checksum."""
-    text = repr(attack)
-    if " at 0x" in text:
-        return type(attack).__qualname__
+    text = words(attack)
     radii = np.asarray(attack.radii) if isinstance(attack, GMA | Cycled) else None
     if isinstance(attack, GradientAttack) and isinstance(attack.eps, tuple):
         radii = np.asarray(attack.eps)
