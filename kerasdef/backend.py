@@ -161,7 +161,8 @@ def jacobian(fn: Callable) -> Callable:
     return run
 
 
-def _is_seed(variable) -> bool:
+def is_seed(variable) -> bool:
+    """Whether a variable is the state of a random layer."""
     return "seed_generator_state" in variable.path
 
 
@@ -180,7 +181,7 @@ def frozen(model: keras.Model, salt=0) -> Iterator[None]:
     mapping = []
     for variable in model.variables:
         value = variable.value
-        if _is_seed(variable):
+        if is_seed(variable):
             value = value + keras.ops.cast(salt, value.dtype)
         mapping.append((variable, value))
     with keras.StatelessScope(state_mapping=mapping):
@@ -196,7 +197,7 @@ def constant(model: keras.Model) -> Iterator[None]:
 
 def evaluate(model: keras.Model, x, salt=0):
     """Outputs of a model in inference mode, float32, without changing it; `salt` chooses the draw of a random model."""
-    if any(_is_seed(v) for v in model.variables):
+    if any(is_seed(v) for v in model.variables):
         with frozen(model, salt):
             outputs = model(x, training=False)
     else:

@@ -207,3 +207,18 @@ def outputs(model: keras.Model, x: np.ndarray, *, batch_size: int = 512) -> np.n
 def predict_logits(model: keras.Model, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
     """Logits of shape (n, classes) of a classifier on an array; see `logits_view`."""
     return outputs(logits_view(model), x, batch_size=batch_size)
+
+
+def architecture(model: keras.Model) -> list:
+    """Kinds, plain settings and weight shapes of all layers, without names and seeds, which Keras may choose."""
+    found = []
+    for layer in model.layers:
+        try:
+            config = layer.get_config()
+        except NotImplementedError:  # a layer of the user's that does not say how it was made
+            config = {}
+        config = {k: v for k, v in config.items() if k not in ("name", "seed")}
+        plain = {k: v for k, v in config.items() if isinstance(v, str | int | float | tuple)}
+        inner = architecture(layer) if isinstance(layer, keras.Model) else []
+        found.append((type(layer).__name__, plain, [tuple(w.shape) for w in layer.weights], inner))
+    return found

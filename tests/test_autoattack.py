@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 from kerasdef import losses, models
-from kerasdef.attacks import APGD, FAB, PGD, AutoAttack, Evade, Hit, Restarts, Square, sequence
+from kerasdef.attacks import APGD, FAB, PGD, AutoAttack, Evade, Hit, Misclassify, Restarts, Square, sequence
 from kerasdef.attacks.base import Result
 from kerasdef.attacks.sequence import STANDS, WRONG
 from kerasdef.testing import LinearOracle, check_attack
@@ -61,7 +61,7 @@ def test_standard_is_the_published_sequence_with_its_settings():
     assert (ce.loss, ce.steps, ce.restarts, ce.rho) == ("cross_entropy", 100, 1, 0.75)
     assert (targeted.loss, targeted.steps, targeted.restarts, targeted.targets) == ("targeted_dlr", 100, 1, 9)
     assert (fab.steps, fab.restarts, fab.targets) == (100, 1, 9)
-    assert (square.queries, square.p_init) == (5000, 0.8)
+    assert (square.queries, square.p_init, square.rescale) == (5000, 0.8, False)
     assert all(part.eps == 0.1 for part in parts.values())
 
 
@@ -76,6 +76,10 @@ def test_plus_rand_and_l1_differ_as_published():
     l1 = AutoAttack(eps=8.0, norm="l1").attacks()
     assert (l1["apgd-ce"].restarts, l1["apgd-t"].targets) == (5, 5)
     assert l1["apgd-ce"].large_reps
+    rand, plus = (AutoAttack(eps=8.0, norm="l1", version=v).attacks()["apgd-ce"] for v in ("rand", "plus"))
+    assert not rand.large_reps
+    assert not plus.large_reps
+    assert (rand.restarts, plus.restarts) == (1, 5)
 
 
 # -- what it leaves --------------------------------------------------------------------------------
@@ -126,6 +130,56 @@ def test_on_a_linear_model_it_breaks_exactly_what_can_be_broken():
         found = attack.run(oracle.model(), x, y, progress=False)
         np.testing.assert_array_equal(found.success[clear], best[clear] > 0)
         assert 0.1 < found.success.mean() < 0.9
+
+
+def test_every_sample_may_have_a_radius_of_its_own_also_where_some_are_wrong_or_fall_early():
+    rng = np.random.default_rng(2)
+    oracle = LinearOracle(rng.normal(size=(10, 5)))
+    x = rng.uniform(0.2, 0.8, (30, 10)).astype("float32")
+    y = oracle.logits(x).argmax(axis=1)
+    y[3] = (y[3] + 1) % 5
+    eps = rng.uniform(0.01, 0.2, 30).astype("float32")
+    attack = AutoAttack(eps=eps, version="custom", parts=("apgd-ce", "fab-t", "square"))
+    found = attack.run(oracle.model(), x, y, progress=False)
+    assert np.all(np.abs(found.x_adv - x).max(axis=1) <= eps + 1e-6)  # float32
+    best = np.array([oracle.largest_margin(x[i : i + 1], y[i : i + 1], float(eps[i]))[0] for i in range(30)])
+    clear = np.abs(best) > 1e-3
+    np.testing.assert_array_equal(found.success[clear], best[clear] > 0)
+    assert 0 < np.mean(found.success) < 1
+    assert found.broken_by[3] == WRONG
+
+
+@pytest.mark.parametrize("wrong", ["all", "all but one"])
+def test_samples_that_are_wrong_from_the_start_are_left_alone_in_every_part(wrong):
+    oracle = LinearOracle(np.random.default_rng(3).normal(size=(10, 8)))
+    x = np.random.default_rng(4).uniform(0.2, 0.8, (6, 10)).astype("float32")
+    y = oracle.logits(x).argmin(axis=1)
+    if wrong != "all":
+        y[0] = oracle.logits(x[:1]).argmax()
+    found = AutoAttack(eps=1e-6).run(oracle.model(), x, y, progress=False)
+    np.testing.assert_array_equal(found.success, [wrong == "all", *[True] * 5])
+    np.testing.assert_array_equal(found.x_adv[1:], x[1:])
+    assert found.robust_accuracy == (0 if wrong == "all" else 1 / 6)
+
+
+def test_equal_logits_count_as_the_label_that_they_give():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, kernel_initializer="zeros")])
+    x, y = np.full((3, 4), 0.5, dtype="float32"), np.arange(3)
+    found = AutoAttack(eps=0.1, version="custom", parts=("apgd-ce",)).run(model, x, y, progress=False)
+    np.testing.assert_array_equal(found.broken_by, [STANDS, WRONG, WRONG])  # the label of equal logits is 0
+    assert found.robust_accuracy == np.mean(left(model, found.x_adv, y))
+
+
+@pytest.mark.parametrize("goal", [Misclassify(), Evade(3)])
+def test_no_run_is_spent_on_a_class_that_the_attacker_does_not_want(goal):
+    model = LinearOracle(np.random.default_rng(5).normal(size=(6, 4))).model()
+    x, y = np.full((2, 6), 0.5, dtype="float32"), np.array([0, 1])
+    seeds = np.zeros(2, dtype="uint32")
+    for attack in (APGD(eps=0.1, loss="targeted_dlr", goal=goal), FAB(eps=0.1, targets=9, goal=goal)):
+        state = attack.init(model, keras.ops.convert_to_tensor(x), y, seeds, {"eps": np.full(2, 0.1, "float32")})
+        targets = keras.ops.convert_to_numpy(state["targets" if isinstance(attack, APGD) else "classes"])
+        for label, row in zip(y, targets, strict=True):
+            assert sorted(row) == sorted({0, 1, 2, 3} - {label} - ({3} if goal == Evade(3) else set()))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -193,6 +247,11 @@ def test_the_folder_of_another_run_is_refused_and_left_alone(robust, digits, tmp
     other = dataclasses.replace(attack, eps=0.2)
     with pytest.raises(ValueError, match="differs in attacks"):
         other.run(robust, x[:20], y[:20], progress=False, out=tmp_path / "run")
+    other = keras.models.clone_model(robust)
+    other.layers[0].activation = keras.activations.tanh  # the same weights
+    other.set_weights(robust.get_weights())
+    with pytest.raises(ValueError, match="differs in model"):
+        attack.run(other, x[:20], y[:20], progress=False, out=tmp_path / "run")
     with pytest.raises(ValueError, match="differs in data, n"):
         attack.run(robust, x[:21], y[:21], progress=False, out=tmp_path / "run")
     (tmp_path / "mine").mkdir()

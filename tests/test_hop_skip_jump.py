@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import helpers
 import keras
@@ -12,7 +13,7 @@ from helpers import quiet_run as quiet
 from kerasdef import models
 from kerasdef.attacks.goals import Hit
 from kerasdef.attacks.hop_skip_jump import HopSkipJump
-from kerasdef.testing import check_attack
+from kerasdef.testing import LinearOracle, check_attack
 
 SMALL = HopSkipJump(initial_queries=10, queries=60)
 ORDER = {"linf": np.inf, "l2": 2}
@@ -49,6 +50,24 @@ def test_more_queries_never_give_a_larger_distance(digits, digits_model):
     # the questions of a small budget are the first of a large one, but for those of its last round
     assert (sizes[2] <= sizes[0] + 1e-6).all()
     assert np.median(sizes[0]) > np.median(sizes[1]) > np.median(sizes[2]) > 0
+
+
+def test_a_search_ends_where_float32_does():
+    """With many features the paper's tolerance is below the rounding: the search would ask one point for ever."""
+    d = 6912
+    oracle = LinearOracle(np.random.default_rng(0).normal(size=(d, 2)))
+    x = np.random.default_rng(1).uniform(0.2, 0.8, (2, d)).astype("float32")
+    y = oracle.logits(x).argmax(axis=1)
+    asked = []
+
+    def answer(z):
+        asked.append(z[0].copy())
+        return oracle.logits(z).argmax(axis=1)
+
+    attack = HopSkipJump(norm="linf", queries=150, initial_queries=20)
+    quiet(attack, answer, x[:1], y[:1])
+    same = [np.array_equal(a, b) for a, b in itertools.pairwise(asked)]
+    assert np.mean(same) < 0.1
 
 
 def test_starts_are_used_where_they_reach_the_goal_and_noise_elsewhere(digits, digits_model):

@@ -11,8 +11,9 @@ from helpers import WIDE
 from helpers import quiet_run as quiet
 
 from kerasdef import models
-from kerasdef.attacks import PGD
+from kerasdef.attacks import PGD, square
 from kerasdef.attacks.square import Square, _bumps, as_image, window
+from kerasdef.norms import Linf
 from kerasdef.testing import check_attack
 
 linear = functools.partial(helpers.linear, n=16, d=12, clear=0.0)
@@ -71,6 +72,26 @@ def test_every_point_in_linf_is_a_corner_clipped_to_the_bounds(digits, digits_mo
     for i in range(2, 80):
         assert np.any(asked[i] != asked[best])  # no query is wasted
         best = i if margins[i] > margins[best] else best
+
+
+@pytest.mark.parametrize(("rescale", "queries", "last"), [(True, 1001, 512), (False, 1001, 16), (False, 5001, 128)])
+def test_the_squares_shrink_over_the_budget_or_over_the_queries_of_the_paper(monkeypatch, rescale, queries, last):
+    shares = []
+
+    def move(self, x, now, eps, seeds, share, bounds):
+        shares.append(share)
+        return now
+
+    monkeypatch.setattr(type(square._MOVES[Linf]), "move", move)
+    x = np.full((1, 4, 4, 1), 0.5, dtype="float32")
+    quiet(
+        Square(eps=0.1, queries=queries, rescale=rescale),
+        lambda z: np.tile([1.0, 0.0], (len(z), 1)),
+        x,
+        np.zeros(1, int),
+    )
+    assert shares[0] == 0.8
+    assert shares[-1] == 0.8 / last
 
 
 def test_the_best_point_of_all_restarts_is_returned(digits, digits_model):

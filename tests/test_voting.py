@@ -1,5 +1,7 @@
 """Bagging and voting: the draws of scikit-learn, the rule in closed form, and an attacker who sees all of it."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from sklearn.ensemble import BaggingClassifier, VotingClassifier
 from sklearn.tree import DecisionTreeClassifier
 
 from kerasdef import losses, models
-from kerasdef.attacks import PGD
+from kerasdef.attacks import PGD, ZOO, CarliniWagner, CarliniWagnerLinf
 from kerasdef.defenses import EvadeVote, Vote, bootstrap_indices, voting_model
 from kerasdef.defenses.voting import decide
 
@@ -259,3 +261,32 @@ def test_a_sample_that_evades_from_the_start_is_returned_unchanged():
     y = (label[label != 3].astype("int64") + 1) % 3  # neither what the vote says nor the rejecting class
     x_adv = PGD(eps=0.5, goal=EvadeVote(3))(models.stack_logits(members), x, y)
     np.testing.assert_array_equal(x_adv, x)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        CarliniWagner(steps=200, binary_search_steps=3, initial_c=1.0, learning_rate=0.05),
+        CarliniWagnerLinf(steps=100, initial_c=1.0, learning_rate=0.05),
+        ZOO(steps=200, queries=4000, binary_search_steps=2, initial_c=10.0, coordinates=4, learning_rate=0.05),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_minimal_attacks_on_a_vote_go_on_until_the_vote_falls(attack):
+    """One member is so sure that the mean of the margins says little about the vote."""
+    members = []
+    for column, scale in ((0, 100.0), (1, 1.0), (2, 1.0)):
+        weights = np.zeros((4, 2), dtype="float32")
+        weights[column] = [scale, -scale]
+        members.append(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, use_bias=True)]))
+        members[-1].set_weights([weights, np.array([-scale, scale], "float32")])  # class 0 above 1 in one feature
+    model = models.stack_logits(members)
+    x = np.random.default_rng(0).uniform(1.1, 1.4, (8, 4)).astype("float32")
+    y = np.zeros(8, dtype="int64")
+    attack = dataclasses.replace(attack, goal=EvadeVote(), bounds=(0.0, 2.0))
+    found = attack.run(model, x, y, progress=False)
+    label = decided(models.predict_logits(model, found.x_adv))[0]
+    np.testing.assert_array_equal(found.success, label != y)
+    assert found.success.all()
+    moved = np.abs(found.x_adv - x) > 1e-3
+    assert np.all(moved[:, :3].sum(axis=1) >= 2)  # two members of three have to fall

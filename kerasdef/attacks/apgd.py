@@ -293,10 +293,14 @@ class APGD(StepAttack):
             rows += [(i == 0, at.get(i, 0), i == steps, factor) for i in range(steps + 1)]
         return np.asarray(rows, dtype="float32")
 
+    def _rivals(self, classes: int) -> int:
+        """Number of classes that a targeted run may go for."""
+        return max(1, classes - self.goal.unwanted)
+
     def _runs(self, classes: int | None = None) -> int:
         if self.loss != TARGETED:
             return self.restarts
-        return self.restarts * (self.targets if classes is None else min(self.targets, classes - 1))
+        return self.restarts * (self.targets if classes is None else min(self.targets, self._rivals(classes)))
 
     @property
     def steps_in_all(self) -> int:
@@ -338,7 +342,7 @@ class APGD(StepAttack):
         if self.loss == TARGETED:
             seen = self.goal.merged(backend.evaluate(model, x), y)
             far = losses.FAR * ops.one_hot(ops.cast(y, "int32"), seen.shape[-1], dtype=seen.dtype)
-            order = ops.top_k(seen - 2.0 * far, min(self.targets, seen.shape[-1] - 1))[1]
+            order = ops.top_k(seen - 2.0 * far, min(self.targets, self._rivals(seen.shape[-1])))[1]
             state["targets"] = ops.cast(order, "int32")
         return state | self._rule.init(x, eps)
 

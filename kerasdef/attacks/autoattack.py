@@ -36,9 +36,9 @@ _SURE = 0.1  # share of gradients of exactly zero from which the result is doubt
 class AutoAttack(Attack):
     """The standard evaluation: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square.
 
-    A sample that one part breaks is not shown to the next. Everything is as published but for the random numbers and
-    for models of few classes: with K classes there are min(9, K - 1) targets, and below four the targeted DLR loss
-    falls back to the margin.
+    A sample that one part breaks is not shown to the next. Settings are as published. Differences: random numbers;
+    ties and steps back of APGD, and scaling instead of projecting in Square's L1, see there; there are at most as many
+    targets as classes that the attacker may want, and below four classes the margin stands in for targeted DLR.
 
     Args:
         eps: Radius in input units, above 0. A number, or one for each sample of shape (n,).
@@ -84,9 +84,10 @@ class AutoAttack(Attack):
         """The parts by name, in their order, with the published settings."""
         common = {"eps": self.eps, "norm": self.norm, "goal": self.goal, "bounds": self.bounds}
         plus, l1 = self.version == "plus", isinstance(self.norm, L1)
-        restarts = 5 if plus or l1 else 1  # authors: five with L1 and in "plus"
+        restarts = 5 if plus or (l1 and self.version != "rand") else 1  # authors: five with L1 and in "plus"
         targets = 5 if l1 and not plus else 9  # authors: five with L1
-        apgd = APGD(steps=100, samples=_DRAWS if self.version == "rand" else 1, **common)
+        draws = _DRAWS if self.version == "rand" else 1
+        apgd = APGD(steps=100, samples=draws, large_reps=self.version in ("standard", "custom"), **common)
         fab = FAB(steps=100, **common)
         known = {
             "apgd-ce": dataclasses.replace(apgd, loss="cross_entropy", restarts=restarts),
@@ -94,7 +95,7 @@ class AutoAttack(Attack):
             "apgd-t": dataclasses.replace(apgd, loss="targeted_dlr", targets=targets),
             "fab": dataclasses.replace(fab, restarts=5 if plus else 1),
             "fab-t": dataclasses.replace(fab, targets=9),
-            "square": Square(queries=5000, **common),
+            "square": Square(queries=5000, rescale=False, **common),  # authors: resc_schedule=False
         }
         return {name: known[name] for name in VERSIONS[self.version] or self.parts}
 

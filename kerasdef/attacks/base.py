@@ -43,6 +43,7 @@ class Attack(ABC):
 
     access: ClassVar[str] = "white box"
     kind: ClassVar[str] = "budget"
+    per_sample: ClassVar[tuple[str, ...]] = ("eps",)  # settings that may have a value for each sample
     goal: Goal
     bounds: tuple[float, float]
 
@@ -101,6 +102,17 @@ class Attack(ABC):
     def with_goal(self, goal: Goal) -> Attack:
         """This attack with another goal."""
         return dataclasses.replace(self, goal=goal)
+
+    def rows(self, index: np.ndarray, n: int) -> Attack:
+        """This attack for the samples `index` of n: settings with a value for each sample are cut to them."""
+        changes = {}
+        for name in (f.name for f in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, Attack):
+                changes[name] = value.rows(index, n)
+            elif name in self.per_sample and isinstance(value, tuple | np.ndarray) and len(value) == n:
+                changes[name] = np.asarray(value)[index]
+        return dataclasses.replace(self, **changes) if changes else self
 
     # -- what subclasses fill in --------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from keras import ops
 
 from kerasdef import checks, losses, norms
 from kerasdef.attacks.engine import StepAttack, select
+from kerasdef.attacks.hinge import hinge, hits
 from kerasdef.attacks.tanh_space import adam, free, image
 
 _WITHOUT_END = 1e10  # upper end of the search before c has been too large once (authors' code)
@@ -93,10 +94,11 @@ class CarliniWagner(StepAttack):
             logits = call(z)
             gain = self.goal.value(losses.margin, logits, y)
             size = ops.sum(ops.square(norms.flatten(z - x)), axis=1)
-            return size + c * ops.maximum(self.confidence - gain, 0.0), (z, size, gain)
+            reached = self.goal.reached(logits, y)
+            return size + c * hinge(reached, gain, self.confidence), (z, size, gain, ops.cast(reached, gain.dtype))
 
-        value, (z, size, gain), grad = self.gradient(model, objective, state["w"], state["moves"])
-        hit = ops.logical_and(gain > 0, gain >= self.confidence)
+        value, (z, size, gain, reached), grad = self.gradient(model, objective, state["w"], state["moves"])
+        hit = hits(reached, gain, self.confidence)
         better = ops.logical_and(hit, size < state["size"])
         found = ops.logical_or(state["found"], hit)
 

@@ -11,6 +11,7 @@ from keras import ops
 
 from kerasdef import checks, losses, norms
 from kerasdef.attacks.engine import StepAttack, select
+from kerasdef.attacks.hinge import hinge, hits
 from kerasdef.attacks.tanh_space import adam, free, image
 
 _SMALLEST = 1 / 256  # of the range: no smaller tau is tried (authors' code)
@@ -102,11 +103,12 @@ class CarliniWagnerLinf(StepAttack):
             gain = self.goal.value(losses.margin, logits, y)
             change = ops.abs(norms.flatten(z - x))
             beyond = ops.sum(ops.maximum(change - ops.expand_dims(tau, 1), 0.0), axis=1)
-            value = c * ops.maximum(self.confidence - gain, 0.0) + beyond
-            return value, (z, ops.max(change, axis=1), gain)
+            reached = self.goal.reached(logits, y)
+            value = c * hinge(reached, gain, self.confidence) + beyond
+            return value, (z, ops.max(change, axis=1), gain, ops.cast(reached, gain.dtype))
 
-        value, (z, size, gain), grad = self.gradient(model, objective, state["w"], state["moves"])
-        hit = ops.logical_and(gain > 0, gain >= self.confidence)
+        value, (z, size, gain, reached), grad = self.gradient(model, objective, state["w"], state["moves"])
+        hit = hits(reached, gain, self.confidence)
         better = ops.logical_and(hit, size < state["size"])
         smallest = ops.where(better, size, state["size"])
         adv = select(better, z, state["adv"])

@@ -67,8 +67,9 @@ class DeepFool(StepAttack):
         """State before the first step."""
         logits = backend.evaluate(model, x)
         k = logits.shape[-1]
+        count = max(1, min((self.candidates or k) - 1, k - self.goal.unwanted))
         return {
-            "classes": boundaries.rivals(self.goal, logits, y, min(self.candidates or k, k) - 1),
+            "classes": boundaries.rivals(self.goal, logits, y, count),
             "way": ops.zeros_like(x),
             "adv": x,
             "done": ops.zeros_like(y, dtype="bool"),

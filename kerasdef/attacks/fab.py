@@ -109,7 +109,7 @@ class FAB(StepAttack):
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
         logits = backend.evaluate(model, x)
-        others = logits.shape[-1] - 1
+        others = max(1, logits.shape[-1] - self.goal.unwanted)
         low, high = self.bounds
         zero = ops.cast(ops.zeros_like(y), logits.dtype)
         state = {

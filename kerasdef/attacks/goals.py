@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from keras import ops
 
@@ -15,7 +16,13 @@ from kerasdef import checks, losses
 
 @dataclass(frozen=True)
 class Goal(ABC):
-    """What the attacker wants of a sample with label y."""
+    """What the attacker wants of a sample with label y.
+
+    Attributes:
+        unwanted: Number of classes that are no gain for the attacker.
+    """
+
+    unwanted: ClassVar[int] = 1
 
     @abstractmethod
     def value(self, loss, logits, y):
@@ -41,6 +48,10 @@ class Misclassify(Goal):
         """The loss of the true class."""
         return loss(logits, y)
 
+    def reached(self, logits, y):
+        """The label is not y; where logits tie, it is the first of them."""
+        return _label(logits) != ops.cast(y, "int32")
+
 
 @dataclass(frozen=True)
 class Hit(Goal):
@@ -49,6 +60,10 @@ class Hit(Goal):
     def value(self, loss, logits, y):
         """Minus the loss of the target class."""
         return -loss(logits, y)
+
+    def reached(self, logits, y):
+        """The label is y."""
+        return _label(logits) == ops.cast(y, "int32")
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,8 @@ class Evade(Goal):
 
     reject: int
 
+    unwanted: ClassVar[int] = 2
+
     def __post_init__(self):
         checks.non_negative_int("reject", self.reject)
 
@@ -76,6 +93,11 @@ class Evade(Goal):
         """Logits in which y stands for both unwanted classes, with the larger of their logits."""
         return self._join(logits, y, ops.maximum)
 
+    def reached(self, logits, y):
+        """The label is neither y nor that of rejected inputs."""
+        label = _label(logits)
+        return ops.logical_and(label != ops.cast(y, "int32"), label != self.reject)
+
     def _join(self, logits, y, joined):
         k = logits.shape[-1]
         y = ops.cast(y, "int32")
@@ -85,3 +107,8 @@ class Evade(Goal):
         far = ops.one_hot(ops.full_like(y, self.reject), k, dtype=logits.dtype) * losses.FAR
         far = far * (1.0 - at_y)  # a label that is the rejected class itself stays in its place
         return logits * (1.0 - at_y) + ops.expand_dims(both, -1) * at_y - far
+
+
+def _label(logits):
+    """Decisions of shape (n,)."""
+    return ops.cast(ops.argmax(logits, axis=-1), "int32")

@@ -15,6 +15,7 @@ from kerasdef.attacks.queries import QueryAttack, add_up, on_rows, pieces, tall
 from kerasdef.norms import L2, Linf, Norm
 
 _FIRST_RADIUS = 0.1  # of the first estimate, as a share of the range (authors' code)
+_FINEST = 2.0**-22  # finer differences below 1 are the rounding of float32: a search for them would not end
 _FINE = 1e-3  # coarsest binary search: the paper's own, d**-1.5, is coarse where there are few features
 _HALVINGS = 25  # after so many a step is lost in float32
 _RESERVE = 20  # queries kept for the step and the binary search after an estimate
@@ -48,6 +49,7 @@ class HopSkipJump(QueryAttack):
     """
 
     kind: ClassVar[str] = "minimal"
+    per_sample: ClassVar[tuple[str, ...]] = ("starts",)
     scores: ClassVar[bool] = False
     least: ClassVar[int] = 1 + _RESERVE
 
@@ -132,7 +134,7 @@ class HopSkipJump(QueryAttack):
         space = _SPACES[type(self.norm)]
         x, far = part["x"], part["now"].copy()
         distance = self._size(far - x)
-        tolerance = min(self.gamma * space.tolerance(x[0].size), _FINE)
+        tolerance = max(min(self.gamma * space.tolerance(x[0].size), _FINE), _FINEST)
         low, high = np.zeros(len(x), dtype="float32"), np.ones(len(x), dtype="float32")
         while True:
             rows = np.flatnonzero(part["reached"] & (high - low > tolerance) & (ask.left(part["row"]) > 0))

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from kerasdef import backend, models
 from kerasdef._version import __version__
 from kerasdef.attacks.base import Attack, Result
 
@@ -95,7 +96,7 @@ def run(
             index = standing[start : start + BLOCK]
             file = None if folder is None else folder / f"{i:02d}-{name}-{j:04d}.npz"
             options = {"batch_size": batch_size, "seed": seed + 1000 * i + j, "progress": progress}
-            found = _block(file, index, partial(attack.run, model, x[index], y[index], **options))
+            found = _block(file, index, partial(attack.rows(index, len(x)).run, model, x[index], y[index], **options))
             fell = index[found["success"]]
             x_adv[fell] = found["x_adv"]
             broken_by[fell] = i
@@ -168,10 +169,12 @@ def settings(attack: Attack) -> dict[str, str]:
 
 
 def weights_digest(model) -> str | None:
-    """SHA-256 of a Keras model's weights, the `digest` that another callable has, or None."""
+    """SHA-256 of a Keras model's layers and weights, the `digest` that another callable has, or None."""
     if not isinstance(model, keras.Model):
         return getattr(getattr(model, "function", model), "digest", None)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(models.architecture(model)).encode())
     for variable in model.variables:
+        if backend.is_seed(variable):  # moves on whenever a random model is asked
+            continue
         digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())
     return digest.hexdigest()

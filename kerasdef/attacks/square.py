@@ -16,7 +16,8 @@ from kerasdef.attacks.queries import QueryAttack, tall
 from kerasdef.norms import L1, L2, Linf, Norm
 
 # share of the budget after which the share of changed pixels is halved (paper, section 5: of 10,000 queries)
-_HALVINGS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000]) / 10_000
+_PUBLISHED = 10_000  # queries of the paper
+_HALVINGS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000]) / _PUBLISHED
 _TINY = 1e-10
 _ROW, _COLUMN, _ROW2, _COLUMN2, _TURN = range(5)  # numbers drawn for a step; signs come after these
 _TILES = 5  # the first points in L2 have 5 x 5 tiles (authors' code)
@@ -37,6 +38,7 @@ class Square(QueryAttack):
         p_init: Share of the pixels that the first steps change, above 0 and at most 1 (paper: 0.8 on MNIST, 0.05 in
             Linf and 0.1 in L2 on ImageNet).
         restarts: Runs from new starts; they share `queries`.
+        rescale: Whether the squares shrink over `queries`. False: over the 10,000 of the paper, whatever the budget.
         queries: Most queries for each sample, at least 1.
         goal: What the attacker wants.
         bounds: Valid range of an input value.
@@ -53,6 +55,7 @@ class Square(QueryAttack):
     norm: Norm | str = field(default_factory=Linf)
     p_init: float = 0.8
     restarts: int = 1
+    rescale: bool = True
     queries: int = field(default=5000, kw_only=True)
 
     def __post_init__(self):
@@ -78,7 +81,8 @@ class Square(QueryAttack):
         length = max(1, (self.queries - 1) // self.restarts)
         at = part["moves"] % length
         first = at == 0
-        sizes = np.where(first, -1, np.searchsorted(_HALVINGS * length, at))
+        whole = length if self.rescale else _PUBLISHED
+        sizes = np.where(first, -1, np.searchsorted(_HALVINGS * whole, at))
         kinds = np.unique(sizes)
         new = np.empty_like(now) if len(kinds) > 1 else None
         for k in kinds:  # first points, and squares of one size, together

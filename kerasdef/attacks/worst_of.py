@@ -75,6 +75,10 @@ class WorstOf(Attack):
         """These attacks with another goal."""
         return dataclasses.replace(self, attacks=tuple(a.with_goal(goal) for a in self.attacks))
 
+    def rows(self, index: np.ndarray, n: int) -> Attack:
+        """These attacks for some of the samples."""
+        return dataclasses.replace(self, attacks=tuple(a.rows(index, n) for a in self.attacks))
+
     def _view(self, model):
         white = [a for a in self.attacks if a.access == "white box"]  # they take Keras models only
         return (white or self.attacks)[0]._view(model)

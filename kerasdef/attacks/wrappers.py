@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -76,6 +77,8 @@ class Targeted(Wrapper):
     Example:
     >>> x_adv = Targeted(PGD(eps=0.3), "least_likely")(model, x, y)
     """
+
+    per_sample: ClassVar[tuple[str, ...]] = ("targets",)
 
     targets: np.ndarray | str = "second_best"
 

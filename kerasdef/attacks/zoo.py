@@ -70,6 +70,7 @@ class ZOO(QueryAttack):
             "done": none > 0,
             "now": np.array(x),
             "gain": value,
+            "there": none > 0,
             "clean": value.copy(),
             "m": flat,
             "v": flat.copy(),
@@ -100,9 +101,9 @@ class ZOO(QueryAttack):
         delta[at] -= rate * (m / (1 - _BETA1**t)) / (np.sqrt(v / (1 - _BETA2**t)) + _TINY)
         new = np.clip(x + delta.reshape(x.shape), *self.bounds)
         gain, reached = ask(part["row"], new)
-        part["now"], part["gain"] = new, gain
+        part["now"], part["gain"], part["there"] = new, gain, reached
 
-        hit = reached & (gain >= self.confidence)
+        hit = reached & ((gain >= self.confidence) | (self.confidence == 0))
         size = np.square((new - x).reshape(n, d)).sum(axis=1)
         better = hit & (size < part["size"])
         part["adv"][better], part["size"][better] = new[better], size[better]
@@ -128,7 +129,7 @@ class ZOO(QueryAttack):
         now, k = part["now"], chosen.shape[1]
         slopes = np.zeros(chosen.shape, dtype="float32")
         h = np.float32(self.radius * (self.bounds[1] - self.bounds[0]))
-        short = part["gain"] < max(self.confidence, np.finfo("float32").tiny)
+        short = ~part["there"] | (part["gain"] < self.confidence)
         pairs = np.where(short, np.minimum(k, (ask.left(part["row"]) - 1) // 2), 0)
         for owner, number in pieces(pairs, 2 * now[0].size):
             feature = chosen[owner, number]
@@ -152,7 +153,7 @@ class ZOO(QueryAttack):
         part["c"] = np.where(over, following, c).astype("float32")
         part["search"] += over
         part["step"][over], part["found"][over] = 0, False
-        part["now"][over], part["gain"][over] = part["x"][over], part["clean"][over]
+        part["now"][over], part["gain"][over], part["there"][over] = part["x"][over], part["clean"][over], False
         for memory in ("m", "v", "t"):
             part[memory][over] = 0
         part["done"] |= part["search"] >= self.binary_search_steps

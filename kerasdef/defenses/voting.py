@@ -141,6 +141,11 @@ class EvadeVote(Goal):
     reject: int | None = None
 
     @property
+    def unwanted(self) -> int:
+        """Number of classes that are no gain for the attacker."""
+        return 1 if self.reject is None else 2
+
+    @property
     def _single(self) -> Goal:
         return Misclassify() if self.reject is None else Evade(self.reject)
 

@@ -231,7 +231,7 @@ class _Run:
             "dataset": d.name,
             "fingerprint": fingerprint(*arrays),
             "network": re.sub(r"_\d+$", "", model.name),  # Keras counts the models of a process that have no name
-            "architecture": f"{zlib.crc32(str(_layers(model)).encode()):08x}",
+            "architecture": f"{zlib.crc32(str(models.architecture(model)).encode()):08x}",
             "callbacks": [type(c).__name__ for c in self.callbacks],
             "backend": backend.NAME,
             **self.start,
@@ -363,21 +363,6 @@ def _state(pieces: Pieces) -> Path:
 
 def _known(network: str) -> str:
     return checks.one_of("network", network, networks.NETWORKS)
-
-
-def _layers(model: keras.Model) -> list:
-    """Kinds, plain settings and weight shapes of all layers, without names and seeds, which Keras may choose."""
-    found = []
-    for layer in model.layers:
-        try:
-            config = layer.get_config()
-        except NotImplementedError:  # a layer of the user's that does not say how it was made
-            config = {}
-        config = {k: v for k, v in config.items() if k not in ("name", "seed")}
-        plain = {k: v for k, v in config.items() if isinstance(v, str | int | float | tuple)}
-        inner = _layers(layer) if isinstance(layer, keras.Model) else []
-        found.append((type(layer).__name__, plain, [tuple(w.shape) for w in layer.weights], inner))
-    return found
 
 
 def _loss(model: keras.Model) -> keras.losses.Loss:
