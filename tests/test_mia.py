@@ -254,6 +254,28 @@ def test_a_threshold_of_zero_fires_in_the_first_cycle_and_stop_ends_there(data):
     assert not result.report.flags
 
 
+def test_voters_go_on_from_the_cycle_in_which_the_rule_fired_though_later_ones_were_trained(data, monkeypatch):
+    real, before, after, shares = recipe.fit, {}, {}, {}
+
+    def fit(model, mixture, **kwargs):
+        title = kwargs["title"]
+        labels = np.concatenate([y for _, y in mixture.parts])
+        before[title], shares[title] = model.get_weights(), np.mean(labels == 10)
+        history = real(model, mixture, **kwargs)
+        after[title] = model.get_weights()
+        return history
+
+    monkeypatch.setattr(recipe, "fit", fit)
+    result = recipe.train(data, **quick(threshold=0.0))
+    assert (result.fired, result.share) == (True, SHARES[0])
+    assert "eat1/cycle2 (40% adversarial)" in after
+    for voter, role in (("voter1", "eat1"), ("voter2", "eat2"), ("voter3", "eat1")):
+        start, found = after[f"{role}/cycle1 (20% adversarial)"], before[f"{voter} ({role})"]
+        assert all(np.array_equal(a, b) for a, b in zip(start, found, strict=True))
+        assert shares[f"{voter} ({role})"] == shares[f"{role}/cycle1 (20% adversarial)"]
+    assert shares["eat1/cycle1 (20% adversarial)"] < shares["eat1/cycle2 (40% adversarial)"]
+
+
 @pytest.mark.slow
 def test_a_share_of_ones_own_wins_over_the_rule(data):
     result = recipe.train(data, **quick(threshold=0.0, share=SHARES[1]))
