@@ -29,7 +29,7 @@ class FMN(StepAttack):
         norm: "linf", "l2" or "l1".
         steps: Gradient evaluations, at least 1.
         step_size: Euclidean length of the first step, above 0 (paper: 1 for inputs in [0, 1]).
-        last_step_size: Length that the steps fall to, at least 0.
+        last_step_size: Length that the steps fall to, at least 0 (authors' code: a hundredth of the first).
         gamma: First factor of the radius, in (0, 1) (paper: 0.05).
         last_gamma: Factor that it falls to, at least 0 (authors' code: 0.001).
         goal: What the attacker wants.
@@ -49,7 +49,7 @@ class FMN(StepAttack):
     norm: Norm | str = field(default_factory=Linf)
     steps: int = 100
     step_size: float = 1.0
-    last_step_size: float = 0.001
+    last_step_size: float = 0.01
     gamma: float = 0.05
     last_gamma: float = 0.001
 
