@@ -206,7 +206,9 @@ def _training_command(name: str, info: MethodInfo):
         batch_size: Annotated[int | None, typer.Option(help="Images in a batch.")] = None,
         learning_rate: Annotated[float, typer.Option(help="Of Adam at the start.")] = 1e-3,
         weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.0,
-        average: Annotated[bool, typer.Option(help="Average the weights over about an epoch.")] = True,
+        average: Annotated[
+            bool | None, typer.Option(help="Average the weights over about an epoch; default: not with BatchNorm.")
+        ] = None,
         augment: Annotated[bool | None, typer.Option(help="Shift and flip images; default: CIFAR-10 only.")] = None,
         precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
         valid_size: Annotated[float, typer.Option(help="Share of the training images held out.")] = 0.05,

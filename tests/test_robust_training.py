@@ -452,6 +452,21 @@ def test_a_training_that_is_stopped_before_the_full_radius_returns_the_last_weig
     assert result.report.notes[-1] == "The weights are those of epoch 2 of 2."
 
 
+@pytest.mark.parametrize(
+    ("norm", "average", "wanted"), [(True, None, False), (True, True, True), (False, None, True), (False, False, False)]
+)
+def test_weights_are_averaged_unless_statistics_of_batch_norm_would_not_fit_them(data, norm, average, wanted):
+    stack = [
+        keras.Input((8, 8, 1)),
+        layers.Flatten(),
+        *([layers.BatchNormalization()] if norm else []),
+        layers.Dense(10),
+    ]
+    given = settings(network=None, epochs=1, n_test=8, average=average)
+    result = kerasdef.train_fast(data, model=keras.Sequential(stack), **given)
+    assert result.report.settings["average"] is wanted
+
+
 @pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", keras.losses.CategoricalFocalCrossentropy()])
 def test_a_compiled_model_of_yours_with_a_classification_loss_is_taken(data, loss):
     model = own("softmax")

@@ -57,7 +57,7 @@ def train(
     batch_size: int | None = None,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
-    average: bool = True,
+    average: bool | None = None,
     augment: bool | None = None,
     precision: str = "float32",
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -90,7 +90,8 @@ def train(
         batch_size: Images in a batch; None: 128, or 32 below 10,000 training images.
         learning_rate: Of Adam at the start.
         weight_decay: Decoupled, as in AdamW.
-        average: Average the weights over about the last epoch, where the method allows it.
+        average: Average the weights over about the last epoch, where the method allows it. None: unless the model has
+            BatchNormalization, whose statistics would be those of other weights (docs/reproduction.md).
         augment: Shift images by up to 4 pixels and flip half of them. None: for CIFAR-10 only.
         precision: "float32", or "bfloat16" for mixed precision (a network that is built here).
         callbacks: Keras callbacks; they may watch `val_robust_accuracy`.
@@ -138,7 +139,7 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
-        average=bool(average) and cls.averages,
+        average=average is not False and cls.averages,
         shift=_SHIFT if augment else 0,
         precision=precision,
         valid_size=valid_size,
@@ -157,6 +158,8 @@ def train(
     run.own = model
     model = run.build() if model is None else model
     run.check(model)
+    if average is None and "BatchNormalization" in str(models.architecture(model)):
+        run.s = dataclasses.replace(common, average=False)
     pieces = Pieces(out, run.record(model), judging=JUDGING)
     return run.train(model, pieces, out)
 
