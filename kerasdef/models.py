@@ -222,3 +222,10 @@ def architecture(model: keras.Model) -> list:
         inner = architecture(layer) if isinstance(layer, keras.Model) else []
         found.append((type(layer).__name__, plain, [tuple(w.shape) for w in layer.weights], inner))
     return found
+
+
+def has_batch_norm(model: keras.Model) -> bool:
+    """Whether a layer of the model, or of a model inside it, is a BatchNormalization."""
+    inner = (layer for layer in model.layers if isinstance(layer, keras.Model))
+    own = any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers)
+    return own or any(map(has_batch_norm, inner))

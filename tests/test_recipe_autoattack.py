@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from kerasdef.attacks import AutoAttack
-from kerasdef.recipes.autoattack import autoattack
+from kerasdef.recipes.autoattack import run_autoattack
 from kerasdef.recipes.base import Pieces
 
 
@@ -26,7 +26,7 @@ def test_flags_are_kept_with_the_images_and_found_again(victim, tmp_path, monkey
     attack = AutoAttack(version="custom", parts=("apgd-ce", "apgd-t"), eps=0.1)
     pieces = Pieces(None if folder is None else tmp_path / folder, {})
     with pytest.warns(UserWarning, match="With 3 classes"):
-        x_adv, flags = autoattack(pieces, "linear", attack, model, x, y, progress=False)
+        x_adv, flags = run_autoattack(pieces, "linear", attack, model, x, y, progress=False)
     assert len(flags) == 1
     assert "With 3 classes" in flags[0]
     assert np.abs(x_adv - x).max() <= 0.1 + 1e-6  # float32
@@ -34,6 +34,6 @@ def test_flags_are_kept_with_the_images_and_found_again(victim, tmp_path, monkey
     if folder is None:
         return
     monkeypatch.setattr(AutoAttack, "run", None)  # calling it would fail
-    again, same = autoattack(Pieces(tmp_path / folder, {}), "linear", attack, model, x, y)
+    again, same = run_autoattack(Pieces(tmp_path / folder, {}), "linear", attack, model, x, y)
     np.testing.assert_array_equal(again, x_adv)
     assert same == flags

@@ -39,11 +39,12 @@ class Attack(ABC):
         bounds: Valid range of an input value, `(low, high)`.
         access: What it needs of the model: "white box" (gradients) or "black box" (outputs).
         kind: "budget" (the strongest input in a ball) or "minimal" (the smallest change that is enough).
+        per_sample: Names of the settings that may have a value for each sample, of shape (n, ...).
     """
 
     access: ClassVar[str] = "white box"
     kind: ClassVar[str] = "budget"
-    per_sample: ClassVar[tuple[str, ...]] = ("eps",)  # settings that may have a value for each sample
+    per_sample: ClassVar[tuple[str, ...]] = ("eps",)
     goal: Goal
     bounds: tuple[float, float]
 

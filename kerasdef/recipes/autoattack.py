@@ -9,7 +9,7 @@ from kerasdef.attacks import AutoAttack
 from kerasdef.recipes.base import Pieces
 
 
-def autoattack(
+def run_autoattack(
     pieces: Pieces, label: str, attack: AutoAttack, model: keras.Model, x: np.ndarray, y: np.ndarray, **options
 ) -> tuple[np.ndarray, list[str]]:
     """Attack images, or find what an earlier process made of them.

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 import time
 import zlib
@@ -351,3 +352,13 @@ def total(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The cost of several trainings, one after the other: memory is the largest, the rest adds up."""
     join = {"peak_bytes": max}
     return {name: join.get(name, sum)([cost[name] for cost in costs]) for name in costs[0]}
+
+
+def words(attack) -> str:
+    """The `repr` of an attack without addresses, which are others in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(attack))
+
+
+def l2_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """L2 distance of each pair of images, shape (n,)."""
+    return np.sqrt(np.sum((a - b).reshape(len(a), -1) ** 2, axis=1, dtype="float64"))

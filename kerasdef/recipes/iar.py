@@ -19,7 +19,7 @@ from kerasdef.attacks import PGD, AutoAttack, Evade
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.evaluation import Outcome, Report
 from kerasdef.evaluation.outcomes import CLEAN, POOLED
-from kerasdef.recipes.autoattack import autoattack as run_autoattack
+from kerasdef.recipes.autoattack import run_autoattack
 from kerasdef.recipes.base import (
     EARLIER,
     Pieces,
@@ -28,10 +28,12 @@ from kerasdef.recipes.base import (
     fingerprint,
     first_examples,
     fit,
+    l2_distance,
     restore,
     stratified,
     usual_batch,
     weights_piece,
+    words,
 )
 from kerasdef.recipes.iar_attacks import Within, default_attacks
 from kerasdef.recipes.iar_result import IAR
@@ -44,7 +46,6 @@ from kerasdef.recipes.iar_settings import (
     Settings,
     epochs_of,
 )
-from kerasdef.recipes.mia_sets import l2_distance, words
 from kerasdef.training import Mixture, Shares
 from kerasdef.training.state import read_state, write_state
 
@@ -276,9 +277,10 @@ class _Run:
         model.optimizer.build(model.trainable_variables)
         state = None if pieces.folder is None else pieces.folder / "training.npz"
         start = time.perf_counter()
-        seen = {"before": self.withstood(model), "rounds": [], "fired": None, "seconds": 0.0}
         if state is not None and state.exists():
             seen, _ = read_state(state, model)
+        else:
+            seen = {"before": self.withstood(model), "rounds": [], "fired": None, "seconds": 0.0}
         earlier = seen["seconds"]
         with progress.bar("retraining", rounds, show=self.show) as advance:
             advance(len(seen["rounds"]))

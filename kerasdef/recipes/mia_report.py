@@ -15,9 +15,9 @@ from kerasdef.attacks import GMA, PGD, GradientAttack
 from kerasdef.datasets import Dataset
 from kerasdef.defenses import EvadeVote
 from kerasdef.evaluation import Outcome, Report
-from kerasdef.recipes.base import Pieces, derive
+from kerasdef.recipes.base import Pieces, derive, l2_distance
 from kerasdef.recipes.mia_result import MIA, vote
-from kerasdef.recipes.mia_sets import AdversarialSet, l2_distance, l2_radii, portion
+from kerasdef.recipes.mia_sets import AdversarialSet, l2_radii, portion
 from kerasdef.recipes.mia_settings import ADAPTIVE_STEP, RADII, Settings
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from kerasdef import checks, models
 from kerasdef.attacks import FGSM, GMA, PGD, CarliniWagner, Cycled, GradientAttack
-from kerasdef.recipes.base import Piece, fingerprint
+from kerasdef.recipes.base import Piece, fingerprint, l2_distance, words
 from kerasdef.recipes.mia_settings import ATTACKS, RADII, RADII_SIZE
 from kerasdef.training import adversarial_count
 
@@ -104,11 +104,6 @@ def attacked(name: str, attack: Callable, target: keras.Model, x, y, rows, *, se
     }
 
 
-def l2_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """L2 distance of each pair of images, shape (n,)."""
-    return np.sqrt(np.sum((a - b).reshape(len(a), -1) ** 2, axis=1, dtype="float64"))
-
-
 def radius_of_each(attack, n: int) -> np.ndarray | None:
     """Radius of each of n images, where the attack has one."""
     if isinstance(attack, GMA | Cycled):
@@ -122,11 +117,6 @@ def portion(n: int, share: float, names: Sequence[str], name: str) -> int:
     """Number of images of one attack in a share of adversarial images, beside n clean ones."""
     count = adversarial_count(n, share)
     return count // len(names) + (names.index(name) < count % len(names))
-
-
-def words(attack) -> str:
-    """The `repr` of an attack without addresses, which are others in every process."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(attack))
 
 
 def describe(attack) -> str:

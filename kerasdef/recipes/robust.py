@@ -158,7 +158,7 @@ def train(
     run.own = model
     model = run.build() if model is None else model
     run.check(model)
-    if average is None and "BatchNormalization" in str(models.architecture(model)):
+    if average is None and models.has_batch_norm(model):
         run.s = dataclasses.replace(common, average=False)
     pieces = Pieces(out, run.record(model), judging=JUDGING)
     return run.train(model, pieces, out)
@@ -247,13 +247,13 @@ class _Run:
         parts = [(d.x_train, d.y_train)]
         return Mixture(parts, batch_size=size, seed=seed, shift=self.s.shift, repeats=repeats, whole=True)
 
-    def compile(self, trainer: keras.Model, model: keras.Model, epochs: int) -> None:
+    def compile(self, trainer: keras.Model, model: keras.Model, epochs: int, average: bool) -> None:
         """Adam with a rate that falls as a cosine, and the cross-entropy that fits the head of the model."""
         steps = epochs * self.batches * self.method.repeats
         optimizer = keras.optimizers.Adam(
             keras.optimizers.schedules.CosineDecay(self.s.learning_rate, steps),
             weight_decay=self.s.weight_decay or None,
-            use_ema=self.s.average,
+            use_ema=average,
             ema_momentum=min(0.999, 1 - 1 / max(2, self.batches)),  # an average over about an epoch
         )
         trainer.compile(optimizer, _loss(model), metrics=[_accuracy(model)], jit_compile=backend.jit())
@@ -303,7 +303,7 @@ class _Run:
 
         def make():
             trainer = model if wrap is None else wrap(model)
-            self.compile(trainer, model, self.s.epochs)
+            self.compile(trainer, model, self.s.epochs, self.s.average and not models.has_batch_norm(model))
             data = self.mixture(derive(self.s.seed, title, "order"))
             cost = Cost(len(data) * self.s.batch_size)
             history = self.fit(trainer, data, self.s.epochs, title, [cost])
@@ -324,7 +324,7 @@ class _Run:
 
         job = Job(model, s, self.batches, derive(s.seed, "attack"), other)
         trainer = self.method.trainer(job)
-        self.compile(trainer, model, s.epochs)
+        self.compile(trainer, model, s.epochs, s.average)
         rows = stratified(d.y_valid, VALIDATION, derive(s.seed, "valid"))
         probe = PGD(eps=s.eps, norm=s.norm, steps=10)
         cost = Cost(len(data) * s.batch_size)

@@ -11,7 +11,7 @@ from kerasdef import models, norms
 from kerasdef.attacks import FGSM, PGD, Attack, AutoAttack
 from kerasdef.datasets import Dataset
 from kerasdef.evaluation import Outcome, Report
-from kerasdef.recipes.autoattack import autoattack as run_autoattack
+from kerasdef.recipes.autoattack import run_autoattack
 from kerasdef.recipes.base import Pieces, derive, first_examples, stratified
 
 
