@@ -33,7 +33,7 @@ import victims
 from rich.console import Console
 from rich.table import Table
 
-from kerasdef import backend, losses, models, networks, norms
+from kerasdef import backend, losses, models, norms
 from kerasdef.attacks import (
     APGD,
     FAB,
@@ -48,6 +48,7 @@ from kerasdef.attacks import (
     Square,
     engine,
 )
+from kerasdef.models import networks
 
 BATCH = 256
 STEPS = 40  # of PGD: Madry et al. for MNIST

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kerasdef.evaluation import mcnemar, wilson
-from kerasdef.recipes import robust
+from kerasdef.recipes.robust import training as robust
 
 REFERENCES = ("PGD-10", "TRADES-10")
 TO_REACH = 0.6  # of the gradients and of the time of both

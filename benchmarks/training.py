@@ -23,10 +23,11 @@ import victims
 from rich.console import Console
 from rich.table import Table
 
-from kerasdef import backend, models, networks
+from kerasdef import backend, models
 from kerasdef.attacks import PGD
-from kerasdef.recipes.robust_methods import METHODS, Job
-from kerasdef.recipes.robust_settings import Settings
+from kerasdef.models import networks
+from kerasdef.recipes.robust.methods import METHODS, Job
+from kerasdef.recipes.robust.settings import Settings
 from kerasdef.training import AdversarialTraining, Mixture
 
 BATCH = 128

@@ -10,8 +10,10 @@ import numpy as np
 from keras import layers
 from rich.console import Console
 
-from kerasdef import backend, datasets, models, networks, progress
+from kerasdef import backend, datasets, models
 from kerasdef.attacks import PGD
+from kerasdef.models import networks
+from kerasdef.runs import progress
 from kerasdef.training import AdversarialTraining
 
 CACHE = Path(__file__).with_name(".cache")

@@ -57,7 +57,7 @@ class MethodInfo:
     Args:
         summary: What it does, in a sentence.
         paper: Source.
-        settings: Its own settings and their defaults; `kerasdef.recipes.robust_methods` says what they mean.
+        settings: Its own settings and their defaults; `kerasdef.recipes.robust.methods` says what they mean.
     """
 
     summary: str

@@ -300,7 +300,7 @@ def export(
 ) -> None:
     """Export a trained defense, read it back and compare it with the live model."""
     _load_backend()
-    from kerasdef.export import export_run
+    from kerasdef.models.export import export_run
 
     _paths(export_run(run, to=to.value, out=out))
 
@@ -308,7 +308,7 @@ def export(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Print the table of a finished run and write its report files again."""
-    from kerasdef.evaluation import Report
+    from kerasdef.reporting import Report
 
     if not (run / "report.json").is_file():
         raise ValueError(f"`run` must be the folder of a finished run (with a report.json). Received: run={str(run)!r}")

@@ -68,9 +68,10 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 import kerasdef
-from kerasdef.evaluation import Report, plots
-from kerasdef.recipes.robust_methods import METHODS
-from kerasdef.recipes.robust_settings import Settings
+from kerasdef.reporting import Report
+from kerasdef.reporting import figures as plots
+from kerasdef.recipes.robust.methods import METHODS
+from kerasdef.recipes.robust.settings import Settings
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 print(f"kerasdef {kerasdef.__version__}, Keras {keras.__version__} on {keras.backend.backend()}")

@@ -60,9 +60,9 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 import kerasdef
-from kerasdef.evaluation import plots
+from kerasdef.reporting import figures as plots
 from kerasdef.evaluation.outcomes import withstood
-from kerasdef.recipes.iar_settings import RHO
+from kerasdef.recipes.iar.settings import RHO
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 print(f"kerasdef {kerasdef.__version__}, Keras {keras.__version__} on {keras.backend.backend()}")

@@ -59,8 +59,10 @@ from matplotlib.figure import Figure
 
 import kerasdef
 from kerasdef.attacks import GMA, gma_analysis
-from kerasdef.attacks.gma import RADII, to_8_bits
-from kerasdef.evaluation import Report, plots, wilson
+from kerasdef.attacks.white.gma import RADII, to_8_bits
+from kerasdef.evaluation import wilson
+from kerasdef.reporting import Report
+from kerasdef.reporting import figures as plots
 from kerasdef.models import predict_logits
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -13,7 +13,7 @@ from keras import ops
 from kerasdef import backend, models, norms
 from kerasdef import random as draws
 from kerasdef.attacks import PGD, Evade, Targeted, engine
-from kerasdef.attacks.apgd import APGD, project_l1
+from kerasdef.attacks.white.apgd import APGD, project_l1
 from kerasdef.norms import L1, L2, Linf
 from kerasdef.testing import LinearOracle, check_attack
 

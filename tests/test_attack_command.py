@@ -16,10 +16,10 @@ import kerasdef.attacks
 from kerasdef import cli, datasets, defenses, models
 from kerasdef.attacks import PGD, Attack, CarliniWagner, Evade, GradientAttack, Restarts, Wrapper
 from kerasdef.catalog import ATTACKS
-from kerasdef.export import export
+from kerasdef.defenses.loading import load_model
+from kerasdef.models.export import export
 from kerasdef.norms import NORMS
 from kerasdef.recipes.attack import attack as run
-from kerasdef.recipes.loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_an_attack_object_may_be_passed(victim):
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a SavedModel is written by TensorFlow")
 def test_a_saved_model_is_a_black_box_that_decides_as_the_vote(vote, data, tmp_path):
-    from kerasdef.export import export
+    from kerasdef.models.export import export
 
     export(vote, tmp_path / "saved_model")
     loaded = load_model(tmp_path / "saved_model")
@@ -236,7 +236,7 @@ def test_bad_arguments_are_one_line(victim, tmp_path, arguments, message):
 
 
 def test_a_model_of_a_run_is_attacked_on_the_images_that_the_run_held_out(victim, data, tmp_path):
-    from kerasdef.recipes.loading import test_images as images_of
+    from kerasdef.defenses.loading import test_images as images_of
 
     victim.save(tmp_path / "linear.keras")
     (tmp_path / "run.json").write_text(json.dumps({"dataset": "digits", "test_size": 0.4, "seed": 3}))

@@ -42,7 +42,7 @@ from kerasdef.attacks import (
     WorstOf,
     Wrapper,
 )
-from kerasdef.attacks.directions import Momentum, Plain
+from kerasdef.attacks.parts.directions import Momentum, Plain
 from kerasdef.norms import L1, L2, Linf
 from kerasdef.testing import LinearOracle, check_attack, linear_model
 

@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 from scipy import optimize
 
-from kerasdef.blocks import DENOISERS, ConvexSum, Denoising, Orthonormal, Simplex
+from kerasdef.models.blocks import DENOISERS, ConvexSum, Denoising, Orthonormal, Simplex
 
 KERNELS = [(7, 4), (4, 7), (5, 5), (3, 3, 2, 6), (3, 3, 2, 40), (1, 1, 5, 3)]
 

@@ -6,7 +6,7 @@ from keras import ops
 from scipy.optimize import linprog, minimize
 
 from kerasdef import norms
-from kerasdef.attacks.box_projections import project
+from kerasdef.attacks.parts.box_projections import project
 
 D = 7
 BOUNDS = (0.0, 1.0)

@@ -8,7 +8,7 @@ import pytest
 from helpers import art_classifier, quiet
 
 from kerasdef import models
-from kerasdef.attacks.carlini_wagner_linf import CarliniWagnerLinf
+from kerasdef.attacks.white.carlini_wagner_linf import CarliniWagnerLinf
 from kerasdef.testing import LinearOracle, check_attack
 
 # a step of Adam moves an input by up to 5 * learning_rate here: 0.02, for distances of 0.05 and more

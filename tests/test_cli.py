@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 import kerasdef
-import kerasdef.recipes.mia as recipe
+import kerasdef.recipes.mia.training as recipe
 from kerasdef import cli
 from kerasdef.catalog import METHODS
 

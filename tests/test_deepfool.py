@@ -10,7 +10,7 @@ from keras import ops
 
 from kerasdef import models
 from kerasdef.attacks import Evade, Targeted
-from kerasdef.attacks.deepfool import DeepFool
+from kerasdef.attacks.white.deepfool import DeepFool
 from kerasdef.testing import check_attack, linear_model
 
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-import kerasdef.export as module
+import kerasdef.models.export as module
 from kerasdef import backend
 from kerasdef.defenses import voting_model
 

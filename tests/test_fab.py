@@ -8,8 +8,8 @@ from helpers import WIDE, broken, linear, quiet, size
 
 from kerasdef import models, norms
 from kerasdef.attacks import Evade, Targeted
-from kerasdef.attacks.deepfool import DeepFool
-from kerasdef.attacks.fab import FAB
+from kerasdef.attacks.white.deepfool import DeepFool
+from kerasdef.attacks.white.fab import FAB
 from kerasdef.testing import check_attack, linear_model
 
 NORMS = ["linf", "l2", "l1"]

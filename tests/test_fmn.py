@@ -8,7 +8,7 @@ from keras import ops
 
 from kerasdef import models, norms
 from kerasdef.attacks import Evade, Targeted
-from kerasdef.attacks.fmn import FMN
+from kerasdef.attacks.white.fmn import FMN
 from kerasdef.testing import check_attack, linear_model
 
 

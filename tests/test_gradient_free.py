@@ -10,7 +10,7 @@ from helpers import WIDE
 from helpers import quiet_run as quiet
 
 from kerasdef.attacks import PGD
-from kerasdef.attacks.gradient_free import NES, SPSA
+from kerasdef.attacks.black.gradient_free import NES, SPSA
 from kerasdef.attacks.queries import Queries
 from kerasdef.random import sample_seeds
 from kerasdef.testing import check_attack

@@ -11,8 +11,8 @@ import pytest
 from helpers import quiet_run as quiet
 
 from kerasdef import models
-from kerasdef.attacks.goals import Hit
-from kerasdef.attacks.hop_skip_jump import HopSkipJump
+from kerasdef.attacks.black.hop_skip_jump import HopSkipJump
+from kerasdef.goals import Hit
 from kerasdef.testing import LinearOracle, check_attack
 
 SMALL = HopSkipJump(initial_queries=10, queries=60)

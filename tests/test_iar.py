@@ -11,15 +11,15 @@ import pytest
 from keras import layers
 
 import kerasdef
-import kerasdef.recipes.iar as recipe
+import kerasdef.recipes.iar.training as recipe
 from kerasdef import models
 from kerasdef.attacks import FGSM, CarliniWagner
-from kerasdef.attacks.goals import Evade
-from kerasdef.evaluation import Report
+from kerasdef.defenses.loading import load_model
+from kerasdef.goals import Evade
 from kerasdef.recipes.base import derive, stratified
-from kerasdef.recipes.iar_attacks import CW_RADIUS, Within, default_attacks
-from kerasdef.recipes.iar_settings import RHO
-from kerasdef.recipes.loading import load_model
+from kerasdef.recipes.iar.attacks import CW_RADIUS, Within, default_attacks
+from kerasdef.recipes.iar.settings import RHO
+from kerasdef.reporting import Report
 
 EPS = 0.15
 BOXES = ["fgsm", "pgd", "bim", "cw"]

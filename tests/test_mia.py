@@ -11,14 +11,14 @@ import keras
 import numpy as np
 import pytest
 
-import kerasdef.recipes.mia as recipe
+import kerasdef.recipes.mia.training as recipe
 from kerasdef import models
 from kerasdef.attacks import FGSM, GMA, Cycled
-from kerasdef.attacks.goals import Evade
 from kerasdef.datasets import as_dataset
 from kerasdef.defenses import bootstrap_indices
+from kerasdef.goals import Evade
 from kerasdef.recipes.base import Pieces, derive, restore, weights_piece
-from kerasdef.recipes.mia_sets import default_attack, describe, same_words
+from kerasdef.recipes.mia.sets import default_attack, describe, same_words
 from kerasdef.training import adversarial_count
 
 SHARES = (0.2, 0.4)

@@ -7,8 +7,8 @@ from keras import ops
 
 from kerasdef import backend, losses, models
 from kerasdef.attacks import MIM
-from kerasdef.attacks.directions import Momentum, Nesterov, Plain
-from kerasdef.attacks.gradient import NIM
+from kerasdef.attacks.parts.directions import Momentum, Nesterov, Plain
+from kerasdef.attacks.white.gradient import NIM
 from kerasdef.testing import check_attack
 
 SETTINGS = {"eps": 0.2, "steps": 8, "early_stop": False}

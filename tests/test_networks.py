@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from kerasdef import networks
-from kerasdef.blocks import Denoising, Orthonormal
+from kerasdef.models import networks
+from kerasdef.models.blocks import Denoising, Orthonormal
 
 SMALL = ["target_dnn", "eat1", "eat2", "eat3", "cnn11", "parseval_cnn", "denoising_cnn", "vgg7"]
 DEEP = ["vgg16", "resnet32", "preact_resnet18", pytest.param("resnet50", marks=pytest.mark.slow)]

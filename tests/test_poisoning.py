@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from kerasdef import backend, models
-from kerasdef.attacks.poisoning import GMAPoisoning, PoisonResult, poisoning_effect, random_points
+from kerasdef.poisoning.gma import GMAPoisoning, PoisonResult, poisoning_effect, random_points
 from kerasdef.testing import linear_model
 
 

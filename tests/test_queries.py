@@ -8,13 +8,13 @@ import pytest
 
 from kerasdef import models
 from kerasdef import random as draws
-from kerasdef.attacks.goals import Evade, Hit
-from kerasdef.attacks.gradient_free import NES, SPSA
-from kerasdef.attacks.hop_skip_jump import HopSkipJump
+from kerasdef.attacks.black.gradient_free import NES, SPSA
+from kerasdef.attacks.black.hop_skip_jump import HopSkipJump
+from kerasdef.attacks.black.square import Square
+from kerasdef.attacks.black.zoo import ZOO
 from kerasdef.attacks.queries import BlackBox, Queries, pieces
-from kerasdef.attacks.square import Square
-from kerasdef.attacks.wrappers import Targeted
-from kerasdef.attacks.zoo import ZOO
+from kerasdef.attacks.wrappers.base import Targeted
+from kerasdef.goals import Evade, Hit
 from kerasdef.testing import LinearOracle
 
 SCORED = [

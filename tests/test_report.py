@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kerasdef.evaluation import Outcome, Report, plots, wilson
+from kerasdef.evaluation import Outcome, wilson
+from kerasdef.reporting import Report
+from kerasdef.reporting import figures as plots
 
 K = 3
 Y = [0, 1, 2, 0]

@@ -16,14 +16,16 @@ import pytest
 from keras import layers
 
 import kerasdef
-import kerasdef.recipes.robust as recipe
-import kerasdef.recipes.robust_report as robust_report
-import kerasdef.recipes.robust_settings as shared
-from kerasdef import catalog, models, networks
+import kerasdef.recipes.robust.report as robust_report
+import kerasdef.recipes.robust.settings as shared
+import kerasdef.recipes.robust.training as recipe
+from kerasdef import catalog, models
 from kerasdef.attacks import FGSM
 from kerasdef.datasets import as_dataset
-from kerasdef.evaluation import Outcome, Report
-from kerasdef.recipes.robust_methods import METHODS, Multistage
+from kerasdef.evaluation import Outcome
+from kerasdef.models import networks
+from kerasdef.recipes.robust.methods import METHODS, Multistage
+from kerasdef.reporting import Report
 from kerasdef.training import AdversarialTraining
 
 EPS = 0.1

@@ -11,8 +11,9 @@ from helpers import WIDE
 from helpers import quiet_run as quiet
 
 from kerasdef import models
-from kerasdef.attacks import PGD, square
-from kerasdef.attacks.square import Square, _bumps, as_image, window
+from kerasdef.attacks import PGD
+from kerasdef.attacks.black import square
+from kerasdef.attacks.black.square import Square, _bumps, as_image, window
 from kerasdef.norms import Linf
 from kerasdef.testing import check_attack
 

@@ -8,8 +8,8 @@ import pytest
 from helpers import quiet_run as quiet
 
 from kerasdef import models
+from kerasdef.attacks.black.zoo import ZOO
 from kerasdef.attacks.queries import Queries
-from kerasdef.attacks.zoo import ZOO
 from kerasdef.testing import LinearOracle, check_attack
 
 FINE = ZOO(coordinates=8, learning_rate=0.002, binary_search_steps=6, queries=8000, bounds=(-5.0, 5.0))

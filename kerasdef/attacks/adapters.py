@@ -11,9 +11,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasdef import backend, checks, models, progress
+from kerasdef import backend, checks, models
 from kerasdef.attacks.base import Attack
-from kerasdef.attacks.goals import Goal, Hit, Misclassify
+from kerasdef.goals import Goal, Hit, Misclassify
+from kerasdef.runs import progress
 
 
 def as_art(model: keras.Model, bounds: tuple[float, float] = (0.0, 1.0)):

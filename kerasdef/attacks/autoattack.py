@@ -12,12 +12,12 @@ from keras import ops
 
 from kerasdef import backend, checks, losses, norms
 from kerasdef.attacks import sequence
-from kerasdef.attacks.apgd import APGD
 from kerasdef.attacks.base import Attack
-from kerasdef.attacks.fab import FAB
-from kerasdef.attacks.goals import Goal, Hit, Misclassify
+from kerasdef.attacks.black.square import Square
 from kerasdef.attacks.sequence import SequenceResult
-from kerasdef.attacks.square import Square
+from kerasdef.attacks.white.apgd import APGD
+from kerasdef.attacks.white.fab import FAB
+from kerasdef.goals import Goal, Hit, Misclassify
 from kerasdef.norms import L1, Linf, Norm
 
 VERSIONS = {  # Croce and Hein, 2020; "plus" and "rand" as the authors published them

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from kerasdef import checks, models
-from kerasdef.attacks.goals import Goal
+from kerasdef.goals import Goal
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,10 +17,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasdef import backend, checks, models, progress
+from kerasdef import backend, checks, models
 from kerasdef.attacks.base import Attack
-from kerasdef.attacks.goals import Goal, Misclassify
+from kerasdef.goals import Goal, Misclassify
 from kerasdef.random import sample_seeds
+from kerasdef.runs import progress
 
 State = dict
 _PROGRAMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

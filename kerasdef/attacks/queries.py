@@ -17,10 +17,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasdef import backend, checks, losses, models, progress
+from kerasdef import backend, checks, losses, models
 from kerasdef.attacks.base import Attack
-from kerasdef.attacks.goals import Evade, Goal, Misclassify
+from kerasdef.goals import Evade, Goal, Misclassify
 from kerasdef.random import sample_seeds
+from kerasdef.runs import progress
 
 # A Keras model sees batches of one size only, so that float noise is the same for any batch size of the caller. Small
 # ones waste little where few samples are left; GPUs need large ones. A callable is never given more than is counted.

@@ -11,9 +11,9 @@ from keras import ops
 
 from kerasdef import checks, losses, models, norms
 from kerasdef.attacks.base import Attack
-from kerasdef.attacks.goals import Goal
 from kerasdef.attacks.queries import BlackBox
-from kerasdef.attacks.wrappers import Wrapper, targets_outside
+from kerasdef.attacks.wrappers.base import Wrapper, targets_outside
+from kerasdef.goals import Goal
 from kerasdef.norms import L2, Norm
 
 

@@ -11,7 +11,7 @@ from keras import ops
 from sklearn.utils import check_random_state
 
 from kerasdef import checks, models
-from kerasdef.attacks.goals import Evade, Goal, Misclassify
+from kerasdef.goals import Evade, Goal, Misclassify
 
 _SEEDS = np.iinfo(np.int32).max  # scikit-learn draws the seeds of the members below this
 

@@ -2,7 +2,6 @@
 
 from kerasdef.evaluation.outcomes import COLUMNS as COLUMNS
 from kerasdef.evaluation.outcomes import Outcome as Outcome
-from kerasdef.evaluation.report import Report as Report
 from kerasdef.evaluation.statistics import auroc as auroc
 from kerasdef.evaluation.statistics import mcnemar as mcnemar
 from kerasdef.evaluation.statistics import tpr_at_fpr as tpr_at_fpr

@@ -23,10 +23,11 @@ from kerasdef.attacks import Attack, AutoAttack, Transfer, Wrapper, sequence
 from kerasdef.attacks.sequence import STANDS, SequenceResult
 from kerasdef.catalog import ATTACKS, AttackInfo
 from kerasdef.datasets import Dataset
+from kerasdef.defenses.loading import Loaded, is_resplit, load_model, test_images
 from kerasdef.defenses.voting import decide
-from kerasdef.evaluation import Outcome, Report
+from kerasdef.evaluation import Outcome
 from kerasdef.evaluation.statistics import wilson
-from kerasdef.recipes.loading import Loaded, is_resplit, load_model, test_images
+from kerasdef.reporting import Report
 
 _SHOWN = 8  # adversarial images in the report
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerasdef import backend, models, progress
-from kerasdef.export import RUN
+from kerasdef import backend, models
+from kerasdef.models.export import RUN
+from kerasdef.runs import progress
 from kerasdef.training import Mixture
 
 _META = "meta"

@@ -34,6 +34,6 @@ class Classifier:
 
     def export(self, path: str | Path, *, to: str = "saved_model") -> Path:
         """Write the classifier as a SavedModel ("saved_model") or a .keras file ("keras"), and check the file."""
-        from kerasdef.export import export
+        from kerasdef.models.export import export
 
         return export(self.model, path, to=to, facts={"run": self.report.settings})

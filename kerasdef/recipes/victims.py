@@ -10,11 +10,13 @@ import keras
 import numpy as np
 import pandas as pd
 
-from kerasdef import checks, models, networks
+from kerasdef import checks, models
 from kerasdef.attacks import GMA, GMAAnalysis, gma_analysis
 from kerasdef.datasets import Dataset, as_dataset
-from kerasdef.evaluation import Outcome, Report
+from kerasdef.evaluation import Outcome
+from kerasdef.models import networks
 from kerasdef.recipes.base import Pieces, derive, fingerprint, fit, restore, weights_piece
+from kerasdef.reporting import Report
 from kerasdef.training import Mixture
 
 VICTIMS = ("vgg7", "vgg16", "resnet32", "resnet50")  # paper, section 6.2

@@ -1,0 +1,1 @@
+"""Attacks that see outputs only: scores or labels of any callable."""

@@ -1,0 +1,1 @@
+"""What several attacks share: directions, boundaries, projections, objectives."""

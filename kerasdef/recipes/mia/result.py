@@ -1,0 +1,100 @@
+"""What training by the MIA recipe returns: a defense, or one for each attack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerasdef import checks, models
+from kerasdef.defenses.voting import decide
+from kerasdef.reporting import Report
+
+
+@dataclass
+class MIA:
+    """A trained defense.
+
+    Args:
+        model: One `keras.Model`: images in; `label`, `is_adversarial`, `votes`, `probabilities` out.
+        members: The voters: Keras models that give K + 1 logits; the last stands for "adversarial".
+        target: The undefended model that the attacks were made on.
+        history: Keras history by model and cycle.
+        report: What was measured.
+        share: Share of adversarial images that the voters were trained at.
+        fired: Whether the stop rule fired.
+        out: The folder of the run, or None.
+        files: What was written, by name.
+    """
+
+    model: keras.Model
+    members: list[keras.Model]
+    target: keras.Model
+    history: dict[str, dict[str, list[float]]]
+    report: Report
+    share: float
+    fired: bool
+    out: Path | None = None
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def reject(self) -> int:
+        """The label that stands for "adversarial"."""
+        return self.members[0].output_shape[-1] - 1
+
+    def predict(self, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
+        """Labels of shape (n,) for images of shape (n, ...); K stands for "adversarial"."""
+        x = checks.images("x", x, shape=self.model.input_shape[1:])
+        return vote(self.members, x, batch_size=batch_size)[0]
+
+    def score(self, x: np.ndarray, y: np.ndarray) -> float:
+        """Accuracy over K + 1 classes."""
+        return float(np.mean(self.predict(x) == checks.labels("y", y, n=len(x), classes=self.reject + 1)))
+
+    def export(self, path: str | Path, *, to: str = "saved_model") -> Path:
+        """Write the defense as a SavedModel ("saved_model") or a .keras file ("keras"), and check what was written."""
+        from kerasdef.models.export import export
+
+        return export(self.model, path, to=to, facts={"run": self.report.settings})
+
+
+@dataclass
+class MIAEach:
+    """One defense for each attack, as in the paper's tables 3, 5 and 6.
+
+    Args:
+        parts: The defenses by the name of their attack.
+        report: All of them in one report: "mia-gma" is the defense against "gma", and so on.
+        out: The folder of the run, or None.
+        files: What was written, by name: the report of all, and the exports as "gma/model" and "gma/saved_model".
+    """
+
+    parts: dict[str, MIA]
+    report: Report
+    out: Path | None = None
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def export(self, path: str | Path, *, to: str = "saved_model") -> Path:
+        """Write each defense into a folder of the name of its attack."""
+        for name, part in self.parts.items():
+            part.export(Path(path) / (name if to == "saved_model" else f"{name}.keras"), to=to)
+        return Path(path)
+
+
+def vote(members: Sequence[keras.Model], x: np.ndarray, *, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,) and mean probabilities of the last class (n,) by the hard vote of the members."""
+    logits = np.stack([models.predict_logits(m, x, batch_size=batch_size) for m in members], axis=1)
+    return _count(logits)
+
+
+def single(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,) and probabilities of the last class (n,) by one classifier."""
+    return _count(models.predict_logits(model, x)[:, None])
+
+
+def _count(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    label, _, probabilities = decide(keras.ops.convert_to_tensor(logits))
+    return keras.ops.convert_to_numpy(label).astype("int64"), keras.ops.convert_to_numpy(probabilities)[:, -1]

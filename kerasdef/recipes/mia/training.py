@@ -1,0 +1,376 @@
+"""The Model Integration Approach: adversarial training in growing shares, bootstraps, a vote.
+
+Sanapala and Gondi, 2025 (short name "mia"); `mia_settings` says where its numbers come from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerasdef import backend, checks, models
+from kerasdef.datasets import Dataset, as_dataset
+from kerasdef.defenses import bootstrap_indices, voting_model
+from kerasdef.models import networks
+from kerasdef.recipes.base import (
+    Pieces,
+    check_network,
+    derive,
+    fingerprint,
+    fit,
+    restore,
+    stratified,
+    usual_batch,
+    weights_piece,
+)
+from kerasdef.recipes.mia.report import Judge, Rule, joint_report
+from kerasdef.recipes.mia.result import MIA, MIAEach, single, vote
+from kerasdef.recipes.mia.sets import AdversarialSet, attacked, default_attack, describe, portion, same_words
+from kerasdef.recipes.mia.settings import ATTACKS, JUDGING, MEMBERS, THRESHOLD, Settings, epochs_of
+from kerasdef.training import Mixture, adversarial_count
+
+
+def train(
+    data: str | Dataset | tuple | Path = "digits",
+    *,
+    attacks: Sequence[str] | Mapping[str, Callable] = ATTACKS,
+    per_attack: bool = False,
+    shares: Sequence[float] = (0.15, 0.25, 0.40, 0.50),
+    share: float | None = None,
+    threshold: float = THRESHOLD,
+    stop: bool = False,
+    bootstraps: int = 3,
+    target: str | Callable = "target_dnn",
+    members: Sequence[str | Callable] = MEMBERS,
+    epochs: Mapping[str, int] | None = None,
+    batch_size: int | None = None,
+    learning_rate: float = 1e-3,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    test_size: float = 0.30,
+    valid_size: float = 0.10,
+    limit: int = 4000,
+    adaptive_limit: int = 500,
+    adaptive_steps: int = 100,
+    seed: int = 0,
+    out: str | Path | None = None,
+    show: bool | None = None,
+) -> MIA | MIAEach:
+    """Train the MIA defense on a data set, judge it, and say so in a report.
+
+    Trains the target; makes each attack's images on it, labeled K ("adversarial"); trains the EAT models in cycles
+    with growing shares of these; trains a bootstrap of each at the share where the stop rule fired; joins them by a
+    hard vote. The share is that of adversarial images in all training images, spread evenly over the attacks. Only
+    images that the target gets right are attacked, and those an attack leaves unchanged (Carlini and Wagner may fail)
+    are left out.
+
+    Stop rule (section 4.1.2): the smallest share after which every EAT model is above `threshold` on every attack, in
+    accuracy over K + 1 classes on clean and attacked validation images together. If no share reaches it, the last one
+    is used and the report says so.
+
+    Args:
+        data: A name ("digits", "mnist", ...), the path of an .npz file, a `Dataset`, or arrays (x, y) or
+            (x_train, y_train, x_test, y_test).
+        attacks: Names of attacks, or a dict from names to attacks: anything called as `attack(model, x, y, seed=...,
+            progress=...)` that returns x_adv.
+        per_attack: Train one defense for each attack, as in the paper's tables, instead of one for all.
+        shares: Shares of adversarial images, growing, each in (0, 1).
+        share: The one of `shares` that the voters are trained at (the paper took 0.40). None: the stop rule's.
+        threshold: Of the stop rule, in [0, 1].
+        stop: End the cycles where the rule fires. False trains all, as in tables 5 and 6; the rule chooses alike.
+        bootstraps: Number of voters; voter i starts from EAT model i modulo their number.
+        target: Name of a network, or a function (input_shape, outputs, seed=...) that returns a Keras model.
+        members: The same for the EAT models.
+        epochs: Passes for "target", for a cycle of "eat" and for "mia"; missing ones take the defaults: 5, 2 and 4,
+            and on fewer than 10,000 training images as many as make 1,500, 250 and 700 optimizer steps.
+        batch_size: Samples in a training batch; None: 128, or 32 below 10,000 training images.
+        learning_rate: Of Adam.
+        callbacks: Keras callbacks, passed to every `fit`.
+        test_size: Share of the whole set held out for testing, stratified (paper: 0.30).
+        valid_size: Share of the rest held out for the stop rule.
+        limit: Most test images to judge on; the clean and the attacked images are the same ones.
+        adaptive_limit: Most test images for the adaptive attacks.
+        adaptive_steps: Steps of the adaptive attacks.
+        seed: All randomness comes from it: two runs give the same report.
+        out: Folder for the run: pieces, report, exported model. A run that was killed goes on from there; one with
+            other adaptive attacks keeps what was trained and is judged anew.
+        show: Progress bars; None shows them on a terminal and in notebooks.
+
+    Returns:
+        A `MIA`, or a `MIAEach` with `per_attack=True`.
+
+    Raises:
+        ValueError: A setting is out of range, a name is unknown, the data does not fit, or `out` is of another run.
+
+    References: Sanapala and Gondi, 2025, section 4, tables 1 and 2.
+    """
+    dataset = as_dataset(data)
+    if dataset.bounds != (0.0, 1.0):
+        raise ValueError(f"`data` must lie in the bounds (0, 1). Received: bounds={dataset.bounds}")
+    size = math.prod(dataset.input_shape)
+    if not isinstance(attacks, Mapping):
+        attacks = (attacks,) if isinstance(attacks, str) else attacks
+        attacks = {name: default_attack(name, size) for name in attacks}
+    if not attacks:
+        raise ValueError("`attacks` must name at least one attack. Received: attacks=()")
+    for name in attacks:
+        if not isinstance(name, str) or name in ("clean", "pooled") or not name.isidentifier():
+            raise ValueError(f"`attacks` must have names that are identifiers. Received: {name!r}")
+        if not callable(attacks[name]):
+            raise ValueError(f"`attacks` must hold callables. Received: {name}={attacks[name]!r}")
+    checks.share("test_size", test_size)
+    checks.share("valid_size", valid_size)
+    dataset = dataset.resplit(test_size, seed=checks.non_negative_int("seed", seed)).with_validation(
+        valid_size, seed=seed
+    )
+    batch_size = usual_batch(dataset.n_train) if batch_size is None else batch_size
+    settings = Settings(
+        shares=checks.growing_shares("shares", shares),
+        share=share,
+        threshold=threshold,
+        stop=bool(stop),
+        bootstraps=bootstraps,
+        epochs=epochs_of(epochs, dataset.n_train, checks.positive_int("batch_size", batch_size)),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        test_size=test_size,
+        valid_size=valid_size,
+        limit=limit,
+        adaptive_limit=adaptive_limit,
+        adaptive_steps=adaptive_steps,
+        seed=seed,
+    )
+    if dataset.n_train < batch_size:
+        raise ValueError(
+            f"`batch_size` must be at most the number of training images, {dataset.n_train}. "
+            f"Received: batch_size={batch_size}"
+        )
+    builders = {"target": _builder("target", target)}
+    members = (members,) if isinstance(members, str) or callable(members) else members
+    builders |= {f"eat{i + 1}": _builder("members", m) for i, m in enumerate(members)}
+    if len(builders) == 1:
+        raise ValueError("`members` must be one or more networks. Received: members=()")
+    run = _Run(dataset, dict(attacks), settings, builders, list(callbacks), show)
+    run.check_networks()
+    pieces = Pieces(out, run.record(per_attack), judging=JUDGING, same=_same)
+    target = run.target(pieces)
+    if not per_attack:
+        return _write(run.defense(pieces, target, tuple(attacks), ""), out)
+    own = {name: pieces.branch() for name in attacks}
+    parts = {name: run.defense(own[name], target, (name,), f"{name}/") for name in attacks}
+    for part in own.values():
+        pieces.times |= part.times
+    report = joint_report(dataset, parts, settings=run.record(True), seed=settings.seed, phases=pieces.seconds)
+    return _write_each(MIAEach(parts, report), out)
+
+
+def _same(record: dict) -> dict:
+    """A record with its attacks in words that older records have as well."""
+    return {**record, "attacks": {name: same_words(text) for name, text in record.get("attacks", {}).items()}}
+
+
+def _builder(name: str, network: str | Callable) -> Callable:
+    if callable(network):
+        return network
+    return networks.NETWORKS[checks.one_of(name, network, networks.NETWORKS)]
+
+
+class _Run:
+    """The steps of a run, each a piece that is made once."""
+
+    def __init__(self, dataset, attacks, settings, builders, callbacks, show):
+        self.data, self.attacks, self.s, self.builders = dataset, attacks, settings, builders
+        self.callbacks, self.show = callbacks, show
+        self.k = dataset.classes
+        self.test_rows = stratified(dataset.y_test, settings.limit, derive(settings.seed, "test"))
+        self.valid_rows = stratified(dataset.y_valid, max(200, settings.limit // 4), derive(settings.seed, "valid"))
+
+    def record(self, per_attack: bool) -> dict:
+        """Everything the results depend on."""
+        d = self.data
+        return {
+            "recipe": "mia",
+            "dataset": self.data.name,
+            "fingerprint": fingerprint(d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test),
+            "attacks": {name: describe(attack) for name, attack in self.attacks.items()},
+            "per_attack": bool(per_attack),
+            "networks": {name: getattr(b, "__name__", type(b).__name__) for name, b in self.builders.items()},
+            "callbacks": [type(c).__name__ for c in self.callbacks],
+            "backend": backend.NAME,
+            **dataclasses.asdict(self.s),
+        }
+
+    def build(self, role: str, *labels) -> keras.Model:
+        outputs = self.k if role == "target" else self.k + 1
+        return self.builders[role](self.data.input_shape, outputs, seed=derive(self.s.seed, role, *labels) % 10**6)
+
+    def check_networks(self) -> None:
+        """Build every network once, so that one that does not fit is found before work starts."""
+        for role in self.builders:
+            model = self.build(role)
+            outputs = self.k if role == "target" else self.k + 1
+            check_network(f"The network of {role!r}", model, self.data.input_shape, outputs)
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def fit(self, model, parts, valid, *, role, title, seed, rows=None):
+        history = fit(
+            model,
+            Mixture(parts, batch_size=self.s.batch_size, seed=seed, rows=rows),
+            epochs=self.s.epochs[role],
+            title=title,
+            valid=Mixture(valid, batch_size=512),
+            learning_rate=self.s.learning_rate,
+            callbacks=self.callbacks,
+            show=self.show,
+        )
+        return weights_piece(model, history)
+
+    def target(self, pieces) -> tuple[keras.Model, dict]:
+        """The undefended model."""
+        model, d = self.build("target"), self.data
+
+        def make():
+            seed = derive(self.s.seed, "target", "order")
+            valid = [(d.x_valid, d.y_valid)]
+            return self.fit(model, [(d.x_train, d.y_train)], valid, role="target", title="target", seed=seed)
+
+        piece = pieces.get("target", make, phase="target")
+        return restore(model, piece), piece[1]["history"]
+
+    def adversarial(self, pieces, target, name: str, split: str, x, y, rows) -> AdversarialSet:
+        """Images of one attack on the rows of a split, in the order of `rows` (which may repeat)."""
+
+        def make():
+            seed = derive(self.s.seed, name, split)
+            return attacked(name, self.attacks[name], target, x, y, rows, seed=seed, show=self.show)
+
+        return AdversarialSet.of(pieces.get(f"sets/{name}-{split}", make, phase=f"attack {name}"))
+
+    def sets(self, pieces, target, names) -> dict[str, dict[str, AdversarialSet]]:
+        """Each attack's images on the three splits; for training as many as the largest share needs."""
+        d, found = self.data, {}
+        most = math.ceil(adversarial_count(d.n_train, self.s.shares[-1]) / len(names))
+        right = np.flatnonzero(models.predict_logits(target, d.x_train).argmax(axis=1) == d.y_train)
+        if not len(right):
+            raise ValueError("The target must get some training images right. Received: accuracy=0")
+        for name in names:
+            rng = np.random.default_rng(derive(self.s.seed, name, "rows"))
+            wanted = math.ceil(1.1 * most)  # 1.1: an attack may fail on some
+            turns = math.ceil(wanted / len(right))
+            rows = np.concatenate([rng.permutation(right) for _ in range(turns)])[:wanted]
+            found[name] = {
+                "train": self.adversarial(pieces, target, name, "train", d.x_train, d.y_train, rows),
+                "valid": self.adversarial(pieces, target, name, "valid", d.x_valid, d.y_valid, self.valid_rows),
+                "test": self.adversarial(pieces, target, name, "test", d.x_test, d.y_test, self.test_rows),
+            }
+            for split, found_set in found[name].items():
+                if not len(found_set):
+                    raise ValueError(f"Attack {name!r} changed none of the {split} images that the target gets right.")
+        return found
+
+    def augmented(self, sets, names, share: float) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The clean training images and the first adversarial ones of every attack, labeled K."""
+        parts = [(self.data.x_train, self.data.y_train)]
+        for name in names:
+            x = sets[name]["train"].x[: portion(self.data.n_train, share, names, name)]
+            parts.append((x, np.full(len(x), self.k)))
+        return parts
+
+    def valid_parts(self, sets, names):
+        d = self.data
+        clean = [(d.x_valid[self.valid_rows], d.y_valid[self.valid_rows])]
+        return clean + [(sets[n]["valid"].x, np.full(len(sets[n]["valid"]), self.k)) for n in names]
+
+    def defense(self, pieces: Pieces, target, names: tuple[str, ...], prefix: str) -> MIA:
+        """Train, vote and judge, for the attacks named; `target` is what the method of this name returned."""
+        target, target_history = target
+        sets = self.sets(pieces, target, names)
+        judge = Judge(self.data, self.s, sets, self.test_rows)
+        history = {"target": target_history}
+        outcomes = judge.paper("target", lambda x: (models.predict_logits(target, x).argmax(axis=1), None))
+        roles = [r for r in self.builders if r != "target"]
+        eat = {role: self.build(role, prefix) for role in roles}
+        valid = self.valid_parts(sets, names)
+        chosen, rule = None, None
+        for cycle, share in enumerate(self.s.shares, 1):
+            parts, accuracies = self.augmented(sets, names, share), {}
+            for role, model in eat.items():
+                label = f"{role}/cycle{cycle}"
+
+                def make(model=model, label=label, parts=parts, cycle=cycle, share=share):
+                    title = f"{prefix}{label} ({share:.0%} adversarial)"
+                    seed = derive(self.s.seed, prefix, label)
+                    return self.fit(model, parts, valid, role="eat", title=title, seed=seed)
+
+                piece = pieces.get(f"{prefix}{label}", make, phase=f"EAT cycle {cycle}")
+                restore(model, piece)
+                history[label] = piece[1]["history"]
+                accuracies[role] = {n: self.accuracy(model, sets[n]["valid"]) for n in names}
+                outcomes += judge.paper(label, lambda x, m=model: single(m, x))
+            reached = all(v > self.s.threshold for r in accuracies.values() for v in r.values())
+            fired = rule is not None and rule.fired  # in an earlier cycle
+            if share == self.s.share or (self.s.share is None and not fired):
+                chosen = (share, {r: m.get_weights() for r, m in eat.items()})
+            if not fired:
+                rule = Rule(reached, cycle, share, accuracies)
+            if self.s.stop and (rule.fired if self.s.share is None else share == self.s.share):
+                break
+        share, weights = chosen
+        parts = self.augmented(sets, names, share)
+        n = sum(len(x) for x, _ in parts)
+        voters = []
+        draws = bootstrap_indices(n, self.s.bootstraps, derive(self.s.seed, prefix, "bootstrap"))
+        for i, rows in enumerate(draws):
+            role, label = roles[i % len(roles)], f"voter{i + 1}"
+            model = self.build(role, prefix)
+
+            def make(model=model, role=role, label=label, rows=rows):
+                model.set_weights(weights[role])
+                title, seed = f"{prefix}{label} ({role})", derive(self.s.seed, prefix, label)
+                return self.fit(model, parts, valid, role="mia", title=title, seed=seed, rows=rows)
+
+            piece = pieces.get(f"{prefix}{label}", make, phase="voters")
+            voters.append(restore(model, piece))
+            history[label] = piece[1]["history"]
+            outcomes += judge.paper(label, lambda x, m=model: single(m, x))
+        outcomes += judge.paper("mia", lambda x: vote(voters, x))
+        outcomes += judge.adaptive(pieces, voters, prefix, self.show)
+        model = voting_model(voters, reject=self.k, name="mia")
+        settings = {**self.record(False), "share used": share, "stop rule": rule.accuracies}
+        report = judge.report(outcomes, target, rule, share, settings=settings, phases=pieces.seconds, history=history)
+        return MIA(model, voters, target, history, report, share, rule.fired)
+
+    def accuracy(self, model, against: AdversarialSet) -> float:
+        """Accuracy over K + 1 classes on the clean and the attacked validation images together."""
+        d, rows = self.data, self.valid_rows
+        clean = models.predict_logits(model, d.x_valid[rows]).argmax(axis=1) == d.y_valid[rows]
+        found = models.predict_logits(model, against.x).argmax(axis=1) == self.k
+        return float(np.mean(np.concatenate([clean, found])))
+
+
+def _write(result: MIA, out: str | Path | None) -> MIA:
+    """Write report and exports, where there is a folder."""
+    if out is None:
+        return result
+    result.out = Path(out)
+    result.files = result.report.save(out)
+    result.files["model"] = result.export(Path(out) / "mia.keras", to="keras")
+    result.files["saved_model"] = result.export(Path(out) / "saved_model")
+    return result
+
+
+def _write_each(result: MIAEach, out: str | Path | None) -> MIAEach:
+    """Write the report of all defenses; reports and exports of each into its folder."""
+    if out is None:
+        return result
+    result.out = Path(out)
+    result.files = result.report.save(out)
+    for name, part in result.parts.items():
+        _write(part, result.out / name)
+        result.files |= {f"{name}/{kind}": part.files[kind] for kind in ("model", "saved_model")}
+    return result

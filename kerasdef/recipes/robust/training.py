@@ -1,0 +1,418 @@
+"""Robust training of a classifier, judged by attacks that know it: one function for every method."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+
+from kerasdef import backend, checks, models
+from kerasdef.attacks import FGSM, PGD
+from kerasdef.catalog import METHODS as CATALOG
+from kerasdef.datasets import Dataset, as_dataset
+from kerasdef.defenses.loading import read_keras
+from kerasdef.models import networks
+from kerasdef.recipes.base import (
+    Cost,
+    Pieces,
+    Tick,
+    derive,
+    fingerprint,
+    restore,
+    stratified,
+    total,
+    usual_batch,
+    weights_piece,
+)
+from kerasdef.recipes.robust.methods import METHODS, Job, Method
+from kerasdef.recipes.robust.report import Judge
+from kerasdef.recipes.robust.result import Trained
+from kerasdef.recipes.robust.settings import JUDGING, VALIDATION, Settings, epochs_of, eps_of
+from kerasdef.runs import progress
+from kerasdef.training import BestRobust, Mixture, OverfittingGuard, Resume, RobustValidation
+
+_LOSSES = (  # in either spelling of Keras, as a class and as a function
+    "sparsecategoricalcrossentropy",
+    "categoricalcrossentropy",
+    "binarycrossentropy",
+    "categoricalfocalcrossentropy",
+    "binaryfocalcrossentropy",
+    "categoricalhinge",
+)
+_SHIFT = 4  # pixels, the usual augmentation of color images of 32x32
+
+
+def train(
+    method: str,
+    data: str | Path | Dataset | tuple = "digits",
+    *,
+    model: keras.Model | str | Path | None = None,
+    network: str | Callable | None = None,
+    eps: float | None = None,
+    norm: str = "linf",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    average: bool | None = None,
+    augment: bool | None = None,
+    precision: str = "float32",
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    valid_size: float = 0.05,
+    n_train: int | None = None,
+    n_test: int = 1000,
+    autoattack: bool = True,
+    seed: int = 0,
+    out: str | Path | None = None,
+    show: bool | None = None,
+    **settings,
+) -> Trained:
+    """Train a classifier by a method, attack it, and say so in a report.
+
+    Adam, a rate that falls as a cosine to zero, weights averaged over about an epoch, and for methods with attacks the
+    weights of the epoch that withstood a PGD-10 best on held-out training images.
+
+    Args:
+        method: Name of a method, see `kerasdef list methods`.
+        data: A name ("digits", "mnist", ...), the path of an .npz file, a `Dataset`, or arrays (x, y) or
+            (x_train, y_train, x_test, y_test).
+        model: Your own built Sequential or functional classifier, trained in place from the weights it has, or a
+            .keras file. None builds `network`. A run in `out` goes on with the weights it has there; a .keras file must
+            be the same again.
+        network: Name of a network, or a function (input_shape, outputs, seed=...) that returns a Keras model. None: the
+            method's own, for gray or for color images.
+        eps: Radius in input units, above 0. None: the one the field reports for a known data set.
+        norm: "linf", "l2" or "l1".
+        epochs: Passes over the training images. None: the method's own, more on small sets.
+        batch_size: Images in a batch; None: 128, or 32 below 10,000 training images.
+        learning_rate: Of Adam at the start.
+        weight_decay: Decoupled, as in AdamW.
+        average: Average the weights over about the last epoch, where the method allows it. None: unless the model has
+            BatchNormalization, whose statistics would be those of other weights (docs/reproduction.md).
+        augment: Shift images by up to 4 pixels and flip half of them. None: for CIFAR-10 only.
+        precision: "float32", or "bfloat16" for mixed precision (a network that is built here).
+        callbacks: Keras callbacks; they may watch `val_robust_accuracy`.
+        valid_size: Share of the training images held out, above 0 and below 1; up to 500 are attacked in each epoch.
+        n_train: Training images to use; None takes all.
+        n_test: Most test images to attack.
+        autoattack: Run the standard AutoAttack (minutes on 1,000 images of MNIST).
+        seed: All randomness comes from it.
+        out: Folder for the run: state, report, exported model. A run that was killed anywhere goes on from the last
+            epoch and ends with the same weights.
+        show: Progress bars; None shows them on a terminal and in notebooks.
+        settings: Of the method, such as `steps=7` or `beta=6.0`.
+
+    Returns:
+        A `Trained`.
+
+    Raises:
+        ValueError: A setting is out of range, a name is unknown, the model does not fit the data, or `out` is of
+            another run.
+    """
+    cls = METHODS[checks.one_of("method", method, METHODS)]
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for name in settings:
+        checks.one_of("settings", name, fields or ["(none: this method has no settings)"])
+    spec = cls(**settings)
+    dataset = as_dataset(data)
+    if dataset.bounds != (0.0, 1.0):
+        raise ValueError(f"`data` must lie in the bounds (0, 1). Received: bounds={dataset.bounds}")
+    if n_train is not None:
+        dataset = dataset.subset(n_train=n_train, seed=checks.non_negative_int("seed", seed))
+    checks.share("valid_size", valid_size)
+    if not dataset.n_valid:
+        dataset = dataset.with_validation(valid_size, seed=checks.non_negative_int("seed", seed))
+    batch_size = usual_batch(dataset.n_train) if batch_size is None else checks.positive_int("batch_size", batch_size)
+    if dataset.n_train < batch_size:
+        raise ValueError(
+            f"`batch_size` must be at most the number of training images, {dataset.n_train}. "
+            f"Received: batch_size={batch_size}"
+        )
+    augment = dataset.name == "cifar10" if augment is None else augment
+    common = Settings(
+        eps=eps_of(eps, dataset.name),
+        norm=norm,
+        epochs=epochs_of(epochs, cls.epochs, dataset.n_train, batch_size),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        average=average is not False and cls.averages,
+        shift=_SHIFT if augment else 0,
+        precision=precision,
+        valid_size=valid_size,
+        n_test=n_test,
+        autoattack=bool(autoattack),
+        seed=seed,
+    )
+    if augment and len(dataset.input_shape) != 3:
+        raise ValueError(f"`augment` is for images. Received: samples of shape {dataset.input_shape}")
+    if model is not None and network is not None:
+        raise ValueError(f"`model` and `network` exclude each other. Received: network={network!r} beside a model")
+    run = _Run(method, spec, dataset, common, network, list(callbacks), show)
+    if isinstance(model, str | Path):
+        model = read_keras(model)
+        run.start = {"start": fingerprint(*model.get_weights())}
+    run.own = model
+    model = run.build() if model is None else model
+    run.check(model)
+    if average is None and models.has_batch_norm(model):
+        run.s = dataclasses.replace(common, average=False)
+    pieces = Pieces(out, run.record(model), judging=JUDGING)
+    return run.train(model, pieces, out)
+
+
+class _Run:
+    """The steps of a run."""
+
+    def __init__(self, name: str, method: Method, data: Dataset, settings: Settings, network, callbacks, show):
+        self.name, self.method, self.data, self.s = name, method, data, settings
+        self.callbacks, self.show = callbacks, show
+        self.own: keras.Model | None = None  # the user's
+        self.start: dict[str, str] = {}  # what a run must begin with again
+        self.before: list[dict[str, float]] = []  # costs of the classifiers that were trained for this one
+        if network is None:
+            network = method.network[int(len(data.input_shape) == 3 and data.input_shape[-1] > 1)]
+        self.network = network if callable(network) else networks.NETWORKS[_known(network)]
+        self.batches = len(self.mixture(0))
+
+    def build(self, network: Callable | None = None, *labels) -> keras.Model:
+        """A fresh network, or a twin of the user's own model; without labels the network that is trained."""
+        if network is None and self.own is not None:
+            twin = keras.models.clone_model(self.own)
+            twin.set_weights(self.own.get_weights())
+            return twin
+        seed = derive(self.s.seed, "network", *labels) % 10**6
+        with _precision(self.s.precision):
+            return (network or self.network)(self.data.input_shape, self.data.classes, seed=seed)
+
+    def check(self, model: keras.Model) -> None:
+        """Find what does not fit before work starts."""
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
+        view = models.logits_view(model)
+        models.logits_of(model)  # refuses models without symbolic outputs
+        if tuple(model.input_shape[1:]) != tuple(self.data.input_shape):
+            raise ValueError(
+                f"`model` must take inputs of shape {tuple(self.data.input_shape)}. Received: {model.input_shape[1:]}"
+            )
+        if view.output_shape[-1] != self.data.classes:
+            raise ValueError(
+                f"`model` must have a softmax or logits for {self.data.classes} classes. "
+                f"Received: outputs of shape {model.output_shape}"
+            )
+        loss = model.loss if getattr(model, "compiled", False) else None
+        name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+        if loss is not None and name.lower().replace("_", "") not in _LOSSES:
+            raise ValueError(f"`model` must be compiled with a classification loss, or not at all. Received: {name}")
+        self.rehearse(model)
+
+    def rehearse(self, model: keras.Model) -> None:
+        """Make the trainer once, with other classifiers untrained: settings and networks that do not fit come out."""
+
+        def other(title, network, wrap=None):
+            fresh = self.build(None if network is None else networks.NETWORKS[_known(network)], title)
+            if wrap is not None:
+                wrap(fresh)
+            return fresh
+
+        job = Job(model, self.s, self.batches, 0, other)
+        self.method.trainer(job)
+        self.method.callbacks(job)
+        self.method.full(job)
+
+    def record(self, model: keras.Model) -> dict:
+        """Everything the results depend on."""
+        d = self.data
+        arrays = (d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test)
+        return {
+            "recipe": "robust",
+            "method": self.name,
+            "method settings": dataclasses.asdict(self.method),
+            "dataset": d.name,
+            "fingerprint": fingerprint(*arrays),
+            "network": re.sub(r"_\d+$", "", model.name),  # Keras counts the models of a process that have no name
+            "architecture": f"{zlib.crc32(str(models.architecture(model)).encode()):08x}",
+            "callbacks": [type(c).__name__ for c in self.callbacks],
+            "backend": backend.NAME,
+            **self.start,
+            **dataclasses.asdict(self.s),
+        }
+
+    def mixture(self, seed: int, repeats: int = 1) -> Mixture:
+        """The training images in an order of their own for every epoch, in whole batches."""
+        d, size = self.data, self.s.batch_size
+        parts = [(d.x_train, d.y_train)]
+        return Mixture(parts, batch_size=size, seed=seed, shift=self.s.shift, repeats=repeats, whole=True)
+
+    def compile(self, trainer: keras.Model, model: keras.Model, epochs: int, average: bool) -> None:
+        """Adam with a rate that falls as a cosine, and the cross-entropy that fits the head of the model."""
+        steps = epochs * self.batches * self.method.repeats
+        optimizer = keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(self.s.learning_rate, steps),
+            weight_decay=self.s.weight_decay or None,
+            use_ema=average,
+            ema_momentum=min(0.999, 1 - 1 / max(2, self.batches)),  # an average over about an epoch
+        )
+        trainer.compile(optimizer, _loss(model), metrics=[_accuracy(model)], jit_compile=backend.jit())
+
+    def fit(self, trainer: keras.Model, data: Mixture, epochs: int, title: str, callbacks: list) -> dict:
+        """Fit with a progress bar; returns the history."""
+        d = self.data
+        with progress.bar(title, epochs * len(data), show=self.show) as advance:
+            history = trainer.fit(
+                data,
+                epochs=epochs,
+                validation_data=Mixture([(d.x_valid, d.y_valid)], batch_size=512),
+                verbose=0,
+                callbacks=[*callbacks, Tick(advance, len(data))],
+                shuffle=False,  # the order is that of `data`; Keras would shuffle the batches without a seed
+            )
+        return {k: [float(v) for v in values] for k, values in history.history.items()}
+
+    def train(self, model: keras.Model, pieces: Pieces, out) -> Trained:
+        """Train, judge and write."""
+        piece = pieces.get("model", lambda: self.trained(model, pieces), phase="training")
+        restore(model, piece)
+        history, cost = piece[1]["history"], piece[1]["cost"]
+        if pieces.folder is not None:
+            _state(pieces).unlink(missing_ok=True)
+        judge = Judge(self.data, self.s.n_test, self.s.eps, self.s.norm, self.s.seed, self.show)
+        outcomes = judge.adaptive(pieces, self.name, model, autoattack=self.s.autoattack)
+        report = judge.report(
+            outcomes,
+            {self.name: cost},
+            settings=self.record(model),
+            phases=pieces.seconds,
+            history={self.name: history},
+            examples=judge.examples(self.name, model),
+            notes=piece[1]["notes"],
+        )
+        result = Trained(model, self.name, history, cost, report, out if out is None else Path(out))
+        if out is not None:
+            result.files = report.save(out)
+            result.files["model"] = result.export(Path(out) / "model.keras", to="keras")
+            result.files["saved_model"] = result.export(Path(out) / "saved_model")
+        return result
+
+    def other(self, pieces: Pieces, title: str, network: str | None, wrap: Callable | None = None) -> keras.Model:
+        """Another classifier, trained for as many epochs on clean images or by the trainer that `wrap` makes of it."""
+        model = self.build(None if network is None else networks.NETWORKS[_known(network)], title)
+
+        def make():
+            trainer = model if wrap is None else wrap(model)
+            self.compile(trainer, model, self.s.epochs, self.s.average and not models.has_batch_norm(model))
+            data = self.mixture(derive(self.s.seed, title, "order"))
+            cost = Cost(len(data) * self.s.batch_size)
+            history = self.fit(trainer, data, self.s.epochs, title, [cost])
+            arrays, meta = weights_piece(model, history)
+            return arrays, {**meta, "cost": cost.facts()}
+
+        piece = pieces.get(title, make, phase=title)
+        self.before.append(piece[1]["cost"])
+        return restore(model, piece)
+
+    def trained(self, model: keras.Model, pieces: Pieces):
+        """The piece of the trained model: weights, history, cost."""
+        s, d = self.s, self.data
+        data = self.mixture(derive(s.seed, "order"), self.method.repeats)
+
+        def other(title, network, wrap=None):
+            return self.other(pieces, title, network, wrap)
+
+        job = Job(model, s, self.batches, derive(s.seed, "attack"), other)
+        trainer = self.method.trainer(job)
+        self.compile(trainer, model, s.epochs, s.average)
+        rows = stratified(d.y_valid, VALIDATION, derive(s.seed, "valid"))
+        probe = PGD(eps=s.eps, norm=s.norm, steps=10)
+        cost = Cost(len(data) * s.batch_size)
+        watch = [cost]
+        if s.average:
+            watch.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
+        own = self.method.callbacks(job)
+        guarded = any(isinstance(callback, OverfittingGuard) for callback in own)
+        single = FGSM(eps=s.eps, norm=s.norm, random_start=True) if guarded else None
+        options = {"single": single, "seed": derive(s.seed, "probe")}
+        watch.append(RobustValidation(d.x_valid[rows], d.y_valid[rows], probe, **options))
+        full = self.method.full(job)
+        best = BestRobust(start=s.epochs if full is None else full)
+        watch += [*own, best, *self.callbacks]
+        if pieces.folder is not None:
+            watch.append(Resume(_state(pieces), data, watch))
+        history = self.fit(trainer, data, s.epochs, f"{self.name}, {s.epochs} epochs", watch)
+        arrays, meta = weights_piece(model, history)
+        notes = []
+        if full is not None:
+            epoch = len(history["loss"]) if best.epoch is None else best.epoch + 1
+            notes.append(f"The weights are those of epoch {epoch} of {len(history['loss'])}.")
+        for callback in own:
+            if getattr(callback, "collapses", None):
+                notes.append(f"Training collapsed in epoch {_epochs(callback.collapses)} and went back.")
+            if getattr(callback, "raises", None):
+                notes.append(f"The attack took one more step after epoch {_epochs(callback.raises)}.")
+        return arrays, {**meta, "cost": total([*self.before, cost.facts()]), "notes": notes}
+
+
+def _epochs(found: list[int]) -> str:
+    return ", ".join(str(epoch + 1) for epoch in found)
+
+
+def _state(pieces: Pieces) -> Path:
+    """Where the state of an unfinished training is."""
+    return pieces.folder / "training.npz"
+
+
+def _known(network: str) -> str:
+    return checks.one_of("network", network, networks.NETWORKS)
+
+
+def _loss(model: keras.Model) -> keras.losses.Loss:
+    """The cross-entropy for the head of a classifier."""
+    from_logits = models.gives_logits(model)
+    if model.output_shape[-1] == 1:
+        return keras.losses.BinaryCrossentropy(from_logits=from_logits)
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+
+
+def _accuracy(model: keras.Model) -> keras.metrics.Metric | str:
+    """The accuracy that fits the head of a classifier: Keras takes a single output for a probability."""
+    if model.output_shape[-1] == 1 and models.gives_logits(model):
+        return keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)
+    return "accuracy"
+
+
+@contextlib.contextmanager
+def _precision(name: str):
+    """Layers that are built here compute in this precision; their weights are float32."""
+    before = keras.config.dtype_policy()
+    if name == "bfloat16":
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _public(method: str) -> Callable:
+    def run(data="digits", **settings) -> Trained:
+        return train(method, data, **settings)
+
+    run.__name__ = run.__qualname__ = f"train_{method}"
+    run.__doc__ = (
+        f"Train a classifier by the method {method!r}; arguments as in `kerasdef.train_robust`.\n\n"
+        f"{METHODS[method].__doc__}\n\nIts own settings: {str(CATALOG[method]) or 'none'}."
+    )
+    return run
+
+
+_FUNCTIONS = {f"train_{name}": _public(name) for name in METHODS}
+
+
+def __getattr__(name: str) -> Callable:
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name]
+    raise AttributeError(f"module 'kerasdef.recipes.robust.training' has no attribute {name!r}")

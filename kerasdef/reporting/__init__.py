@@ -1,0 +1,3 @@
+"""Reporting: how what was measured is stored and shown."""
+
+from kerasdef.reporting.report import Report as Report
