@@ -1,5 +1,7 @@
 """What tests of attacks share: linear models with closed forms, calls without a progress bar, ART's wrapper."""
 
+import re
+
 import keras
 import numpy as np
 from keras import ops
@@ -51,3 +53,8 @@ def art_classifier(model, bounds=(0.0, 1.0)):
         loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         clip_values=bounds,
     )
+
+
+def without_address(value):
+    """The name of a test's case: no addresses, which are others in every worker."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))

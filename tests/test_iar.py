@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from helpers import without_address
 from keras import layers
 
 import kerasdef
@@ -564,7 +565,7 @@ def refusal(refusal_of):
         ({"network": ten_outputs}, "`network` must be a keras.Model with 11 outputs. Received: .*10"),
         ({"surrogate": nothing}, "`surrogate` must be a keras.Model with 11 outputs. Received: NoneType"),
     ],
-    ids=str,
+    ids=without_address,
 )
 def test_bad_settings_are_one_line_before_any_training(refusal, data, changes, said):
     message, left = refusal(data, **changes)

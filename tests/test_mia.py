@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from helpers import without_address
 
 import kerasdef.recipes.mia.training as recipe
 from kerasdef import models
@@ -659,7 +660,7 @@ def nothing(input_shape, outputs, *, seed=0):
         ({"members": (other_input,)}, "'eat1' must take inputs of shape"),
         ({"members": (nothing,)}, "'eat1' must be a keras.Model"),
     ],
-    ids=str,
+    ids=without_address,
 )
 def test_bad_settings_are_refused_before_any_training(refusal, data, changes, match):
     said, left = refusal(data, **changes)
