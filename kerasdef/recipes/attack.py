@@ -27,6 +27,7 @@ from kerasdef.defenses.loading import Loaded, is_resplit, load_model, test_image
 from kerasdef.defenses.voting import decide
 from kerasdef.evaluation import Outcome
 from kerasdef.evaluation.statistics import wilson
+from kerasdef.files import identity
 from kerasdef.reporting import Report
 
 _SHOWN = 8  # adversarial images in the report
@@ -238,7 +239,11 @@ def _report(result, chosen, name, loaded: Loaded, dataset: Dataset, view, x, y, 
         reject=loaded.reject,
         rejecting=[loaded.name] if loaded.reject is not None else [],
         class_names=dataset.class_names,
-        settings={"attack": sequence.settings(chosen), "n": len(x), "parts": result.table.to_dict("records")},
+        settings={
+            "attack": identity(chosen, "attack", strict=False),
+            "n": len(x),
+            "parts": result.table.to_dict("records"),
+        },
         seed=seed,
         dataset=dataset.name,
         phases={f"attack/{row.attack}": row.seconds for row in result.table.itertuples()},
