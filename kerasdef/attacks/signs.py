@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 import weakref
 
 import keras
@@ -127,7 +129,16 @@ def low_accuracy(accuracy: float, often: float, n: int) -> dict[str, str]:
         return {}
     text = (
         f"The model labels only {accuracy:.1%} of the clean images right, and the best constant answer labels "
-        f"{often:.1%} right: the images may be in another range than those the model was trained on, or in another "
-        "order than the labels. What an attack finds on such a model says nothing about its robustness."
+        f"{often:.1%} right: the images may be in another range than those the model was trained on or in another "
+        "order than the labels, or the training was too short. What an attack finds on such a model says nothing "
+        "about its robustness."
     )
     return {"low_accuracy": text}
+
+
+def warn(text: str) -> None:
+    """Warn on behalf of the line outside of kerasdef and Keras that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("kerasdef", "keras"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, UserWarning, stacklevel=level)

@@ -59,6 +59,10 @@ class Objective(ABC):
     def __call__(self, batch: Batch):
         """Return the loss of a batch: a scalar."""
 
+    def right(self, logits, y):
+        """Booleans of shape (n,): the adversarial images whose label is the one that is trained for."""
+        return ops.cast(ops.argmax(logits, axis=-1), "int32") == y
+
 
 @dataclass(frozen=True)
 class Madry(Objective):
@@ -188,3 +192,8 @@ class Reject(Objective):
             raise ValueError(f"`label` must be an output of the model, below {outputs}. Received: label={self.label}")
         rejected = batch.task("adversarial", ops.full_like(batch.y, self.label))
         return self.weight * batch.task("clean") + (1.0 - self.weight) * rejected
+
+    def right(self, logits, y):
+        """Booleans of shape (n,): the adversarial images that are rejected or keep their class."""
+        label = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        return ops.logical_or(label == y, label == self.label)

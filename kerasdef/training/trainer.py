@@ -1,0 +1,142 @@
+"""What all trainers share: a classifier that is checked, compiled as fits the device, and saved with its settings."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from kerasdef import backend, models
+from kerasdef.training import saving
+
+_SEVERAL_LABELS = ("binarycrossentropy", "binaryfocalcrossentropy")  # with several outputs: a label for each of them
+
+
+class Trainer(keras.Model):
+    """A Keras model that trains another one, its `model`, in place.
+
+    Attributes:
+        model: The classifier that is trained: save, predict with and export it.
+    """
+
+    def compile(self, *args, jit_compile=None, **kwargs):
+        """As `keras.Model.compile`; by default XLA is used on GPUs only, since it is slower on a CPU.
+
+        Raises:
+            ValueError: The loss is for several labels at once, and the model has several outputs.
+        """
+        super().compile(*args, jit_compile=backend.jit() if jit_compile is None else jit_compile, **kwargs)
+        name = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", type(self.loss).__name__)
+        outputs = self.model.output_shape[-1]
+        if outputs > 1 and name.lower().replace("_", "") in _SEVERAL_LABELS:
+            raise ValueError(
+                "`loss` must be for classes of which one is right, such as SparseCategoricalCrossentropy. "
+                f"Received: loss={name} for {outputs} outputs, which is for several labels at once"
+            )
+
+    def compile_from_config(self, config):
+        """Compile a loaded trainer as it was when it was saved."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def settings(self) -> dict:
+        """Arguments that make this trainer again, by name."""
+        raise NotImplementedError
+
+    def get_config(self) -> dict:
+        """The settings as JSON values, for `.keras` files."""
+        plain = {name: saving.encode(name, value) for name, value in self.settings().items()}
+        return {"name": self.name, "dtype": keras.saving.serialize_keras_object(self.dtype_policy), **plain}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Make a trainer from what `get_config` returned."""
+        config = dict(config)
+        name, dtype = config.pop("name"), config.pop("dtype")
+        settings = {key: saving.decode(value, custom_objects) for key, value in config.items()}
+        return cls(**settings, name=name, dtype=keras.saving.deserialize_keras_object(dtype))
+
+
+def check_classifier(model: keras.Model) -> None:
+    """Refuse what no attack can be made on or what no trainer can train.
+
+    Args:
+        model: A built Sequential or functional classifier with one output of shape (n, classes): logits, or
+            probabilities by a last softmax. A single output is a logit, or a probability by a last sigmoid.
+
+    Raises:
+        ValueError: The model is not built, is a subclass without symbolic outputs, has several outputs, gives several
+            labels at once, or takes integers that stand for tokens.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
+    if model.built and not getattr(model, "outputs", None):
+        raise ValueError(
+            f"`model` must be a Sequential or functional model. Received: {type(model).__name__}; wrap it: "
+            "keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)"
+        )
+    if model.built and _gives_several_labels(model):
+        raise ValueError(
+            "`model` must give one label for each sample: logits or a softmax over the classes. "
+            f"Received: a sigmoid with {model.output_shape[-1]} outputs, which gives several labels at once"
+        )
+    if model.built and _takes_tokens(model):
+        raise ValueError(
+            "`model` must take images or other real numbers, which can be changed a little. "
+            f"Received: inputs of shape {model.input_shape} that stand for tokens (integers, or an Embedding first)"
+        )
+    models.logits_view(model)
+
+
+def _last(model: keras.Model):
+    """The layer that makes the output, looked for inside nested models."""
+    last = model.outputs[0]._keras_history.operation
+    return _last(last) if isinstance(last, keras.Model) and getattr(last, "outputs", None) else last
+
+
+def _gives_several_labels(model: keras.Model) -> bool:
+    activation = getattr(_last(model), "activation", None)
+    return getattr(activation, "__name__", "") == "sigmoid" and model.output_shape[-1] > 1
+
+
+def _takes_tokens(model: keras.Model) -> bool:
+    inputs = model.inputs[0]
+    if inputs.dtype != "uint8" and not keras.backend.is_float_dtype(inputs.dtype):
+        return True
+    for layer in model.layers:
+        fed = any(t is inputs for node in layer._inbound_nodes for t in node.input_tensors)
+        nested = isinstance(layer, keras.Model) and getattr(layer, "inputs", None)
+        if fed and (isinstance(layer, keras.layers.Embedding) or (nested and _takes_tokens(layer))):
+            return True
+    return False
+
+
+def float_twin(model: keras.Model) -> keras.Model:
+    """Return a model of float images that shares the layers of one of uint8 images; other models as they are.
+
+    Behind the cast to integers nothing has a gradient, and what an attack adds would be cut off.
+    """
+    if model.inputs[0].dtype != "uint8":
+        return model
+    images = keras.Input(model.input_shape[1:], dtype="float32")
+    return keras.models.clone_model(model, input_tensors=images, clone_function=lambda layer: layer)
+
+
+def range_of(model: keras.Model) -> tuple[float, float] | None:
+    """Return the range of the values that a model takes, where its first layers tell; None where they do not."""
+    if model.inputs[0].dtype == "uint8":
+        return 0.0, 255.0
+    first = next((layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)), None)
+    if isinstance(first, keras.Model) and getattr(first, "outputs", None):
+        return range_of(first)
+    if isinstance(first, keras.layers.Rescaling) and abs(float(np.max(first.scale)) - 1 / 255) < 1e-6:
+        return 0.0, 255.0
+    return None
+
+
+def check_bounds(name: str, bounds: tuple[float, float], model: keras.Model) -> None:
+    """Refuse bounds that are not the range of the values that the model takes."""
+    known = range_of(model)
+    if known is not None and tuple(bounds) != known:
+        raise ValueError(
+            f"`{name}` must have the bounds of the values that the model takes, {known}. Received: bounds={bounds}"
+        )
