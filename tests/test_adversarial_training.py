@@ -416,10 +416,10 @@ def test_the_names_tell_clean_from_adversarial_numbers_and_callbacks_find_those_
 
 def signs_of(model, x, y, epochs=1, rate=0.0, **options):
     """What a training warns of."""
-    trainer = AdversarialTraining(model, FGSM(eps=EPS))
-    trainer.compile(keras.optimizers.SGD(rate), loss())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        trainer = AdversarialTraining(model, FGSM(eps=EPS))
+        trainer.compile(keras.optimizers.SGD(rate), loss())
         trainer.fit(x, y, epochs=epochs, batch_size=32, verbose=0, **options)
     return [str(w.message) for w in caught if w.category is UserWarning and w.filename == __file__]
 
@@ -530,7 +530,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="must be a Sequential or functional model"):
         AdversarialTraining(subclassed(), FGSM())
     with pytest.raises(ValueError, match="must have a setting `loss`"):
-        AdversarialTraining(model, FAB(steps=2), Trades())
+        AdversarialTraining(model, FAB(eps=EPS, steps=2), Trades())
     with pytest.raises(ValueError, match="must be built"):
         AdversarialTraining(keras.Sequential([layers.Dense(3)]), FGSM())
     for objective, settings in ((Trades, {"beta": -1}), (Mixed, {"weight": 2}), (Mart, {"weight": float("nan")})):

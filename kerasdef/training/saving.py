@@ -22,7 +22,7 @@ def encode(name: str, value):
             such values.
 
     Raises:
-        ValueError: A class or function is neither of kerasdef nor registered with Keras.
+        ValueError: A class or function is neither of kerasdef nor known to Keras (`keras.saving.get_custom_objects`).
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -74,14 +74,15 @@ def _name_of(name: str, value) -> str:
     registered = keras.saving.get_registered_name(value)
     if keras.saving.get_registered_object(registered) is not value:
         raise ValueError(
-            f"`{name}` must be made of classes and functions that can be found again: register yours with "
-            f"@keras.saving.register_keras_serializable(). Received: {value.__module__}.{value.__qualname__}"
+            f"`{name}` must be made of classes and functions that can be found again: write "
+            f"keras.saving.get_custom_objects()[{value.__name__!r}] = {value.__name__} before saving and before "
+            f"loading. Received: {value.__module__}.{value.__qualname__}"
         )
     return registered
 
 
 def _named(name: str, custom_objects=None):
-    """The class or function of a name: of kerasdef itself, or one that is registered with Keras. Nothing else."""
+    """The class or function of a name: of kerasdef itself, or one that Keras knows. Nothing else."""
     module, _, inside = name.partition(":")
     if inside and module.startswith(_OWN):
         found = importlib.import_module(module)
@@ -92,7 +93,7 @@ def _named(name: str, custom_objects=None):
     found = keras.saving.get_registered_object(name, custom_objects=custom_objects)
     if found is None:
         raise ValueError(
-            f"{name!r} is not known: import the module that registers it with "
-            "@keras.saving.register_keras_serializable(), or pass it in `custom_objects`, before loading"
+            f"{name!r} is not known: put it into keras.saving.get_custom_objects() before loading, or pass it in "
+            "`custom_objects`"
         )
     return found
