@@ -103,7 +103,7 @@ def test_recipes_train_a_softmax_inside_another_model_on_probabilities_not_on_lo
     found = []
     for nested in (False, True):
         base = network("unit")
-        model = keras.Sequential([base, layers.Softmax()])
+        model = keras.Sequential([keras.Input((8, 8, 1)), *base.layers, layers.Softmax()])
         if nested:
             model = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(1.0), model])
         options = {"epochs": 2, "eps": EPS, "n_test": 20, "autoattack": False}

@@ -326,7 +326,8 @@ class AdversarialTraining(Trainer):
         """Load what `save_own_variables` saved."""
         for i, variable in enumerate(self._weights_of_sources(values=False)):
             variable.assign(store[f"source{i}"])
-        super().load_own_variables({key: store[key] for key in store.keys() if not key.startswith("source")}  # noqa: SIM118 - not a dict)
+        names = [name for name in store.keys() if not name.startswith("source")]  # noqa: SIM118 - not a dict
+        super().load_own_variables({name: store[name] for name in names})
 
     def _weights_of_sources(self, values=True) -> list:
         found = [v for m in self._sources.models if m is not self.model for v in m.weights]
