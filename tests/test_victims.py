@@ -52,6 +52,6 @@ def test_the_papers_networks_are_the_default_and_bad_values_are_refused():
 
 @pytest.mark.slow
 def test_the_papers_four_networks_run():
-    found = gma_victims(small(), epochs=2, batch_size=32, limit=30, show=False)
+    found = gma_victims(small(), epochs=2, batch_size=32, limit=30, progress=False)
     assert list(found.table().index) == list(VICTIMS)
     assert np.all(np.isfinite(found.table()["under GMA"]))

@@ -14,8 +14,8 @@ class Distillation(Trainer):
     """Trains a classifier at a temperature, from labels or from the probabilities of a teacher.
 
     The classifier itself stays as it is: used without a temperature, its logits are far apart, which hides gradients
-    from attacks that go through a softmax. It is no robustness: attacks on the logits break it (Carlini and Wagner,
-    2017), and the reports here show so.
+    from attacks that go through a softmax. This is no robustness: attacks on the logits break it (Carlini and Wagner,
+    2017), as the reports of kerasdef show.
 
     Args:
         model: A built classifier that gives logits of shape (n, classes); trained in place.

@@ -48,8 +48,8 @@ class Objective(ABC):
     Attributes:
         needs_clean: Whether the clean images go through the model in training mode. Otherwise they only feed the
             metrics, in inference mode, and do not move BatchNorm.
-        climbs: "label": the attack climbs its own loss at the true label. "clean": it climbs the KL divergence from
-            the model's outputs on the clean images, and no label is used.
+        climbs: What the attack maximizes. "label" is its own loss at the true label. "clean" is the KL divergence from
+            the model's outputs on the clean images; the attack then gets these logits in the place of the labels.
     """
 
     needs_clean: ClassVar[bool] = True
@@ -83,7 +83,7 @@ class Mixed(Objective):
     """A weighted sum of the losses of the clean and the adversarial images.
 
     Args:
-        weight: Of the clean images, in [0, 1].
+        weight: Weight of the loss of the clean images, in [0, 1]; the rest is that of the adversarial ones.
 
     References: Goodfellow et al., 2015, https://arxiv.org/abs/1412.6572 (section 6, with weight 0.5).
     """
@@ -124,7 +124,7 @@ class Mart(Objective):
     """Boosted cross-entropy of the adversarial images, and a divergence that counts where the model is unsure.
 
     Args:
-        weight: Of the divergence, at least 0 (paper: lambda = 5).
+        weight: Weight of the divergence, at least 0 (paper: lambda = 5).
 
     References: Wang et al., 2020, https://openreview.net/forum?id=rklOg6EFwS (equation 11).
     """
@@ -152,7 +152,7 @@ class Pairing(Objective):
     Its published robustness did not hold against more steps; it is here to be compared with.
 
     Args:
-        weight: Of the mean squared distance, at least 0 (paper: 0.5).
+        weight: Weight of the mean squared distance, at least 0 (paper: 0.5).
 
     References: Kannan et al., 2018, https://arxiv.org/abs/1803.06373 (equation 2); Engstrom et al., 2018,
     https://arxiv.org/abs/1807.10272.
@@ -175,7 +175,7 @@ class Reject(Objective):
 
     Args:
         label: Index of that class.
-        weight: Of the clean images, in [0, 1].
+        weight: Weight of the loss of the clean images, in [0, 1]; the rest is that of the adversarial ones.
     """
 
     label: int
