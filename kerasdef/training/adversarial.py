@@ -317,8 +317,9 @@ class AdversarialTraining(Trainer):
         }
 
     def save_own_variables(self, store):
-        """Save the weights of `source` too, which are not trained here."""
+        """Save the state of the random starts and the weights of `source` too, which are not trained here."""
         super().save_own_variables(store)
+        store["draws"] = ops.convert_to_numpy(self.draws.state)
         for i, weight in enumerate(self._weights_of_sources()):
             store[f"source{i}"] = weight
 
@@ -326,7 +327,8 @@ class AdversarialTraining(Trainer):
         """Load what `save_own_variables` saved."""
         for i, variable in enumerate(self._weights_of_sources(values=False)):
             variable.assign(store[f"source{i}"])
-        names = [name for name in store.keys() if not name.startswith("source")]  # noqa: SIM118 - not a dict
+        self.draws.state.assign(store["draws"])
+        names = [name for name in store.keys() if name != "draws" and not name.startswith("source")]  # noqa: SIM118 - not a dict
         super().load_own_variables({name: store[name] for name in names})
 
     def _weights_of_sources(self, values=True) -> list:
