@@ -485,7 +485,7 @@ def test_several_labels_at_once_are_refused_by_the_head_or_by_the_loss(loss_of):
     nested = keras.Sequential([keras.Input((6,)), layers.Rescaling(1.0), base])
     for model in (base, nested):
         for make in (lambda m: AdversarialTraining(m, FGSM()), lambda m: FreeTraining(m, EPS, batch_size=8)):
-            with pytest.raises(ValueError, match="a sigmoid with 4 outputs, which gives several labels at once"):
+            with pytest.raises(ValueError, match="a multi-label head of 4 sigmoids"):
                 make(model)
     with pytest.raises(ValueError, match="for 4 outputs, which is for several labels at once"):
         AdversarialTraining(dense(), FGSM()).compile("sgd", loss_of)
@@ -498,7 +498,7 @@ def test_models_of_tokens_are_refused():
         model = keras.Sequential([keras.Input((6,), dtype=dtype), *embedded])
         nested = keras.Sequential([keras.Input((6,), dtype=dtype), model])
         for one in (model, nested):
-            with pytest.raises(ValueError, match="stand for tokens"):
+            with pytest.raises(ValueError, match="begins with an Embedding of integer tokens"):
                 AdversarialTraining(one, FGSM())
 
 

@@ -83,10 +83,6 @@ def test_bounds_that_are_not_the_range_of_the_model_are_refused_and_both_are_nam
         trainer.attack = FGSM(eps=EPS)
 
 
-NESTED = pytest.mark.xfail(reason="models inside models are not looked through yet", strict=True)
-
-
-@NESTED
 @pytest.mark.parametrize("kind", ["float", "uint8"])
 def test_the_range_of_a_model_inside_another_counts(kind):
     outer = keras.Input((8, 8, 1), dtype="uint8" if kind == "uint8" else "float32")
@@ -97,7 +93,6 @@ def test_a_model_that_does_not_tell_its_range_takes_the_bounds_of_the_attack():
     AdversarialTraining(network("unit"), FGSM(eps=EPS, bounds=(-1, 1)))
 
 
-@NESTED
 def test_recipes_train_a_softmax_inside_another_model_on_probabilities_not_on_logits(digits):
     x, y, x_test, y_test = (v[:300] for v in digits)
     found = []

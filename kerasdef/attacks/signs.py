@@ -12,6 +12,7 @@ from keras import ops
 
 from kerasdef import backend, losses, models
 from kerasdef.goals import Goal, Misclassify
+from kerasdef.models import Victim, WhiteBox
 
 LOOKED_AT = 256  # samples on which a model is looked at
 SURE = 0.1  # share of gradients of exactly zero from which a result is doubtful
@@ -21,12 +22,12 @@ _ROUNDING = float(np.finfo("float32").eps)  # a cross-entropy below it has a gra
 _PROGRAMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def blind_spots(model: keras.Model, x, y, goal: Goal | None = None) -> dict[str, str]:
+def blind_spots(model: keras.Model | Victim, x, y, goal: Goal | None = None) -> dict[str, str]:
     """Return what about a model hides weaknesses from attacks, as sentences by the name of the sign.
 
     Args:
-        model: A built classifier as an attack sees it: outputs of shape (n, classes) that are taken for logits.
-        x: Clean images of shape (n, ...), float32 in the range that the model takes. The first 256 are looked at.
+        model: A built Keras classifier, or the `Victim` of one, which may face data in another range.
+        x: Clean images of shape (n, ...), float32, as the model or the victim takes them. The first 256 are looked at.
         y: Their labels of shape (n,), or the targets if the goal is `Hit()`.
         goal: What the attacker wants; `Misclassify()` by default. The accuracy is looked at for untargeted goals only.
 
@@ -37,7 +38,7 @@ def blind_spots(model: keras.Model, x, y, goal: Goal | None = None) -> dict[str,
     goal = Misclassify() if goal is None else goal
     x, y = np.asarray(x[:LOOKED_AT], dtype="float32"), np.asarray(y[:LOOKED_AT]).astype("int32")
     size = min(LOOKED_AT, max(8, 1 << (len(x) - 1).bit_length()))  # few sizes: few traces
-    found = _program(model, goal)(*(ops.convert_to_tensor(models.pad(v, size)) for v in (x, y)))
+    found = _program(Victim.of(model), goal)(*(ops.convert_to_tensor(models.pad(v, size)) for v in (x, y)))
     logits, reached, zero = (ops.convert_to_numpy(v)[: len(x)] for v in found)
     spots = {}
     if are_probabilities(logits):
@@ -50,17 +51,14 @@ def blind_spots(model: keras.Model, x, y, goal: Goal | None = None) -> dict[str,
     return spots
 
 
-def _program(model: keras.Model, goal: Goal):
+def _program(victim: WhiteBox, goal: Goal):
     """The compiled look at a model, kept as long as the model lives."""
-    kept = _PROGRAMS.setdefault(model, {})
-    if goal not in kept:
-        reference = weakref.ref(model)  # what is kept must not keep the model alive
-
-        def look(x, y):
-            return look_at(lambda z: backend.evaluate(reference(), z), x, y, goal)
-
-        kept[goal] = backend.compiled(look, model)
-    return kept[goal]
+    kept = _PROGRAMS.setdefault(victim.view, {})
+    key = goal, victim.map
+    if key not in kept:
+        back = victim.weak()  # what is kept must not keep the model alive
+        kept[key] = backend.compiled(lambda x, y: look_at(back().logits, x, y, goal), victim.view)
+    return kept[key]
 
 
 def look_at(call, x, y, goal: Goal):

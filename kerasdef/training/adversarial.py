@@ -16,7 +16,7 @@ from kerasdef import backend, checks, models
 from kerasdef.attacks import Goal, Misclassify, StepAttack, signs
 from kerasdef.training.objectives import Batch, Madry, Objective, kl_divergence
 from kerasdef.training.schedules import Radius
-from kerasdef.training.trainer import Trainer, check_bounds, check_classifier, float_twin
+from kerasdef.training.trainer import Trainer, check_bounds, check_classifier
 
 _LOOK = 100  # batches between two looks at what the attack may be blind to: one more gradient each time
 _REPLICA = 0x3C6EF35F  # any odd number: seeds are hashed
@@ -98,7 +98,7 @@ class AdversarialTraining(Trainer):
             raise ValueError(f"`objective` must be an Objective. Received: objective={objective!r}")
         check_classifier(model)
         self.model = model
-        twin = float_twin(model)
+        twin = models.floating(model)
         self._inner = models.Untracked((twin, models.logits_view(twin)))
         self.to_logits = models.logits_of(model)
         self.attack = attack
@@ -109,7 +109,7 @@ class AdversarialTraining(Trainer):
         self.radius = radius
         self.awp = checks.real("awp", awp, low=0.0)
         self._sources = models.Untracked(tuple(model if m is None else m for m in source or ()))
-        self.source = models.Untracked(tuple(models.logits_view(float_twin(m)) for m in self._sources.models))
+        self.source = models.Untracked(tuple(models.logits_view(models.floating(m)) for m in self._sources.models))
         for other in self.source.models:
             if other.input_shape != model.input_shape:
                 raise ValueError(
@@ -120,6 +120,8 @@ class AdversarialTraining(Trainer):
                     f"`source` must be models of {self.view.output_shape[-1]} classes. "
                     f"Received: outputs of shape {other.output_shape}"
                 )
+        for view in (self.view, *self.source.models):
+            _ = models.Victim.of(view).random  # found out here, where variables have values, and kept
         self.batches = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="batches")
         # sums over the batches of an epoch that were looked at: images, gradients of zero, probabilities, right labels
         self.looks = self.add_weight(shape=(4,), initializer="zeros", trainable=False, name="looks")
@@ -204,7 +206,7 @@ class AdversarialTraining(Trainer):
         x = ops.cast(x, "float32")
 
         def call(images):
-            return backend.evaluate(self.view, images)
+            return models.Victim.of(self.view).logits(images)
 
         def look():
             with backend.constant(self.view):
@@ -300,7 +302,7 @@ class AdversarialTraining(Trainer):
             numbers = {"eps": ops.broadcast_to(self.radius.at(self.batches), ops.shape(y)[:1])}
         with backend.constant(view):
             if self.objective.climbs == "clean":
-                y = ops.stop_gradient(backend.evaluate(view, x, -1))
+                y = ops.stop_gradient(models.Victim.of(view).logits(x))
             return attack.perturb(view, ops.cast(x, "float32"), y, seeds, numbers)
 
     def settings(self) -> dict:

@@ -90,8 +90,9 @@ class RobustValidation(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Attack, and add the numbers to the logs."""
-        view = models.logits_view(_classifier(self.model))
-        self.spots = signs.blind_spots(view, self.x, self.y, self.attacks[ROBUST].goal)
+        attack = self.attacks[ROBUST]
+        victim = models.Victim.of(_classifier(self.model), shape=self.x.shape[1:]).facing(attack.bounds)
+        self.spots = signs.blind_spots(victim, self.x, self.y, attack.goal)
         self._say(self.spots.keys() - {"low_accuracy"})  # while training goes on the accuracy is expected to grow
         options = {"batch_size": self.batch_size, "seed": self.seed, "progress": False}
         for name, attack in self.attacks.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keras
-import numpy as np
 
 from kerasdef import backend, models
 from kerasdef.training import saving
@@ -74,68 +73,12 @@ def check_classifier(model: keras.Model) -> None:
             f"`model` must be a Sequential or functional model. Received: {type(model).__name__}; wrap it: "
             "keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)"
         )
-    if model.built and _gives_several_labels(model):
-        raise ValueError(
-            "`model` must give one label for each sample: logits or a softmax over the classes. "
-            f"Received: a sigmoid with {model.output_shape[-1]} outputs, which gives several labels at once"
-        )
-    if model.built and _takes_tokens(model):
-        raise ValueError(
-            "`model` must take images or other real numbers, which can be changed a little. "
-            f"Received: inputs of shape {model.input_shape} that stand for tokens (integers, or an Embedding first)"
-        )
     models.logits_view(model)
-
-
-def _last(model: keras.Model):
-    """The layer that makes the output, looked for inside nested models."""
-    last = model.outputs[0]._keras_history.operation
-    return _last(last) if isinstance(last, keras.Model) and getattr(last, "outputs", None) else last
-
-
-def _gives_several_labels(model: keras.Model) -> bool:
-    activation = getattr(_last(model), "activation", None)
-    return getattr(activation, "__name__", "") == "sigmoid" and model.output_shape[-1] > 1
-
-
-def _takes_tokens(model: keras.Model) -> bool:
-    inputs = model.inputs[0]
-    if inputs.dtype != "uint8" and not keras.backend.is_float_dtype(inputs.dtype):
-        return True
-    for layer in model.layers:
-        fed = any(t is inputs for node in layer._inbound_nodes for t in node.input_tensors)
-        nested = isinstance(layer, keras.Model) and getattr(layer, "inputs", None)
-        if fed and (isinstance(layer, keras.layers.Embedding) or (nested and _takes_tokens(layer))):
-            return True
-    return False
-
-
-def float_twin(model: keras.Model) -> keras.Model:
-    """Return a model of float images that shares the layers of one of uint8 images; other models as they are.
-
-    Behind the cast to integers nothing has a gradient, and what an attack adds would be cut off.
-    """
-    if model.inputs[0].dtype != "uint8":
-        return model
-    images = keras.Input(model.input_shape[1:], dtype="float32")
-    return keras.models.clone_model(model, input_tensors=images, clone_function=lambda layer: layer)
-
-
-def range_of(model: keras.Model) -> tuple[float, float] | None:
-    """Return the range of the values that a model takes, where its first layers tell; None where they do not."""
-    if model.inputs[0].dtype == "uint8":
-        return 0.0, 255.0
-    first = next((layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)), None)
-    if isinstance(first, keras.Model) and getattr(first, "outputs", None):
-        return range_of(first)
-    if isinstance(first, keras.layers.Rescaling) and abs(float(np.max(first.scale)) - 1 / 255) < 1e-6:
-        return 0.0, 255.0
-    return None
 
 
 def check_bounds(name: str, bounds: tuple[float, float], model: keras.Model) -> None:
     """Refuse bounds that are not the range of the values that the model takes."""
-    known = range_of(model)
+    known = models.input_bounds(model)
     if known is not None and tuple(bounds) != known:
         raise ValueError(
             f"`{name}` must have the bounds of the values that the model takes, {known}. Received: bounds={bounds}"
