@@ -78,8 +78,18 @@ def test_a_checkpoint_of_every_trainer_is_loaded_and_goes_on_as_the_one_that_was
     assert ops.convert_to_numpy(again.optimizer.iterations) == 4
 
 
+def test_the_teacher_of_a_distillation_is_saved_with_its_weights(tmp_path):
+    teacher = dense()
+    teacher.set_weights([w + 1 for w in teacher.get_weights()])
+    trainer = Distillation(dense(), 5.0, teacher)
+    trainer.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    trainer.save(tmp_path / "trainer.keras")
+    same_weights(keras.saving.load_model(tmp_path / "trainer.keras").settings()["teacher"], teacher)
+
+
 def test_the_sources_of_the_attack_are_saved_with_their_weights(tmp_path):
     model, other = dense(), dense(7)
+    other.set_weights([w + 1 for w in other.get_weights()])
     trainer = AdversarialTraining(model, FGSM(eps=0.1), source=(other, model))
     trainer.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     trainer.save(tmp_path / "trainer.keras")

@@ -318,24 +318,9 @@ class AdversarialTraining(Trainer):
             "seed": self.seed,
         }
 
-    def save_own_variables(self, store):
-        """Save the state of the random starts and the weights of `source` too, which are not trained here."""
-        super().save_own_variables(store)
-        store["draws"] = ops.convert_to_numpy(self.draws.state)
-        for i, weight in enumerate(self._weights_of_sources()):
-            store[f"source{i}"] = weight
-
-    def load_own_variables(self, store):
-        """Load what `save_own_variables` saved."""
-        for i, variable in enumerate(self._weights_of_sources(values=False)):
-            variable.assign(store[f"source{i}"])
-        self.draws.state.assign(store["draws"])
-        names = [name for name in store.keys() if name != "draws" and not name.startswith("source")]  # noqa: SIM118 - not a dict
-        super().load_own_variables({name: store[name] for name in names})
-
-    def _weights_of_sources(self, values=True) -> list:
-        found = [v for m in self._sources.models if m is not self.model for v in m.weights]
-        return [ops.convert_to_numpy(v) for v in found] if values else found
+    def beside(self) -> list:
+        """What is saved beside the weights: the random starts, and the sources' weights, which are not trained here."""
+        return [self.draws.state, *(v for m in self._sources.models if m is not self.model for v in m.weights)]
 
     def _labels(self, y):
         """Class indices of shape (n,) from those, from a column of them, or from one-hot rows."""

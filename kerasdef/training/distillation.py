@@ -41,6 +41,10 @@ class Distillation(Trainer):
         """Arguments that make this trainer again, by name."""
         return {"model": self.model, "temperature": self.temperature, "teacher": self._teacher.models[0]}
 
+    def beside(self) -> list:
+        """What is saved beside the weights: those of the teacher, which is not trained here."""
+        return [] if self._teacher.models[0] is None else self._teacher.models[0].weights
+
     def call(self, x, training=None):
         """Logits of the classifier, without the temperature."""
         return self.model(x, training=training)

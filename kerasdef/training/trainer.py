@@ -41,6 +41,23 @@ class Trainer(keras.Model):
         """Arguments that make this trainer again, by name."""
         raise NotImplementedError
 
+    def beside(self) -> list:
+        """Variables that are saved beside the weights of the trainer."""
+        return []
+
+    def save_own_variables(self, store):
+        """Save the trainer's own weights, and what `beside` names."""
+        super().save_own_variables(store)
+        for i, variable in enumerate(self.beside()):
+            store[f"beside{i}"] = keras.ops.convert_to_numpy(variable)
+
+    def load_own_variables(self, store):
+        """Load what `save_own_variables` saved."""
+        for i, variable in enumerate(self.beside()):
+            variable.assign(store[f"beside{i}"])
+        names = [name for name in store.keys() if not name.startswith("beside")]  # noqa: SIM118 - not a dict
+        super().load_own_variables({name: store[name] for name in names})
+
     def get_config(self) -> dict:
         """The settings as JSON values, for `.keras` files."""
         plain = {name: saving.encode(name, value) for name, value in self.settings().items()}
