@@ -254,7 +254,9 @@ class AdversarialTraining(Trainer):
         """Kernels moved up the gradient of the objective by `awp` times their norm; what else changes stays so."""
         kernels = [v for v in self.model.trainable_variables if len(v.shape) > 1]
         moving = {id(v) for v in kernels}
-        others = [(v, v.value) for v in self.model.variables if id(v) not in moving]  # a scope must know them all
+        others = [
+            (v, v.value) for v in (*self.model.variables, *self.withstood.variables) if id(v) not in moving
+        ]  # a scope must know them all
 
         def value(tensors):
             with keras.StatelessScope(state_mapping=[*others, *zip(kernels, tensors, strict=True)]):
@@ -267,10 +269,10 @@ class AdversarialTraining(Trainer):
         for kernel, grad in zip(now, grads, strict=True):
             size = ops.norm(ops.reshape(kernel, (-1,))) / (ops.norm(ops.reshape(grad, (-1,))) + _TINY)
             moved.append(kernel + ops.stop_gradient(self.awp * size * grad))
-        rest = self.model.non_trainable_variables
+        rest = [*self.model.non_trainable_variables, *self.withstood.variables]
         with keras.StatelessScope(state_mapping=[*others, *zip(kernels, moved, strict=True)]) as scope:
             yield
-        for variable in rest:  # statistics of BatchNorm, seeds of Dropout
+        for variable in rest:  # statistics of BatchNorm, seeds of Dropout, the metric
             found = scope.get_current_value(variable)
             if found is not None:
                 variable.assign(found)
