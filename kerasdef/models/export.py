@@ -77,10 +77,10 @@ def _probes(model: keras.Model, bounds: tuple[float, float]) -> tuple[np.ndarray
 
 def _answers(model: keras.Model) -> keras.Model:
     """The model with named outputs: its own, or the label and the probabilities of a plain classifier."""
-    if isinstance(model.output, dict):
+    images = keras.Input(model.input_shape[1:])
+    if isinstance(model(images), dict):
         return model
     logits = models.logits_view(float_input(model))
-    images = keras.Input(model.input_shape[1:])
     z = ops.cast(logits(images), "float32")
     return keras.Model(images, {"label": ops.cast(ops.argmax(z, axis=-1), "int32"), "probabilities": ops.softmax(z)})
 

@@ -39,7 +39,7 @@ class IAR(Classifier):
 
     @property
     def defense(self) -> RejectClass:
-        """The classifier as a defense, whose last label rejects an image if adversarial ones were trained on with it."""
+        """The classifier as a defense; its last label rejects an image if adversarial ones were trained on with it."""
         return RejectClass(self.model, rejects=self.report.settings["adversarial_label"] == "reject", name="iar")
 
     def export(self, path: str | Path, *, to: str = "saved_model") -> Path:
