@@ -104,7 +104,7 @@ class Torn(RejectClass):
     [
         (lambda: Torn(dense(0, 5)), "a call decides as `decide`"),
         (lambda: Modest(dense(0, 5)), "the goal is reached"),
-        (lambda: Forgetful(dense(0, 5), rejects=False), "keras: facts"),
+        (lambda: Forgetful(dense(0, 5), rejects=False), "keras: what is written decides alike"),
         (lambda: Plain(dense(0, before=[layers.Rescaling(0.0)])), "gradients flow"),
     ],
 )
