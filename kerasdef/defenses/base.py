@@ -12,7 +12,7 @@ from keras import ops
 
 from kerasdef import checks, models
 from kerasdef.goals import Evade, Goal, Misclassify
-from kerasdef.models.bounds import UNIT, float_input, from_pixels, input_bounds
+from kerasdef.models.bounds import UNIT, float_input, input_bounds, onto
 
 NOBODY = -1  # no label is this one
 
@@ -62,17 +62,19 @@ class Defense(keras.Model):
         self.reject = None if reject is None else checks.non_negative_int("reject", reject)
         self.bounds = checks.bounds(bounds)
 
-    def decide(self, x: np.ndarray, *, batch_size: int = 512) -> Decision:
+    def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:
         """Decide on an array, in inference mode.
 
         Args:
-            x: Array of shape (n, ...): floats within `bounds`, or uint8 images, which are mapped linearly onto them.
+            x: Array of shape (n, ...): floats, or uint8 images, which stand for the range from 0 to 255.
+            bounds: `(low, high)`: range of the values of x, which is mapped linearly onto that of the defense. None is
+                that of the defense.
             batch_size: Samples at a time.
 
         Raises:
             ValueError: x is of another shape or type, or beyond the bounds.
         """
-        x = checks.images("x", from_pixels(x, self.bounds), limits=self.bounds, shape=self.input_shape[1:])
+        x = checks.images("x", onto(x, self.bounds, bounds), limits=self.bounds, shape=self.input_shape[1:])
         answer = self.answer(models.predict_logits(self.surface()[0], x, batch_size=batch_size))
         label, probabilities = (ops.convert_to_numpy(answer[k]) for k in ("label", "probabilities"))
         rejected = np.zeros(len(label), dtype=bool) if self.reject is None else label == self.reject
@@ -282,9 +284,9 @@ class Outputs:
         self.bounds = checks.bounds(bounds)
         self.name = name or getattr(function, "__name__", "model")
 
-    def decide(self, x: np.ndarray, *, batch_size: int = 512) -> Decision:
-        """Decide on an array; every sample is one query."""
-        x = checks.images("x", from_pixels(x, self.bounds), limits=self.bounds)
+    def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:
+        """Decide on an array, as a `Defense` does; every sample is one query."""
+        x = onto(x, self.bounds, bounds)
         parts = [self._decide(x[part]) for part in models.padded_batches(len(x), batch_size)]
         label, probabilities = (None if v[0] is None else np.concatenate(v) for v in zip(*parts, strict=True))
         rejected = np.zeros(len(label), dtype=bool) if self.reject is None else label == self.reject

@@ -23,6 +23,7 @@ from kerasdef.attacks import Attack, AutoAttack, Transfer, Wrapper, sequence
 from kerasdef.attacks.sequence import STANDS, SequenceResult
 from kerasdef.catalog import ATTACKS, AttackInfo
 from kerasdef.datasets import Dataset
+from kerasdef.datasets import load as load_dataset
 from kerasdef.defenses.loading import Loaded, is_resplit, load_model, test_images
 from kerasdef.evaluation import Outcome
 from kerasdef.evaluation.statistics import wilson
@@ -119,7 +120,8 @@ def attack(
         ValueError: An unknown name or setting, a value out of range, or a model that does not fit the data or the
             attack.
     """
-    loaded = load_model(model)
+    data = load_dataset(data) if isinstance(data, str | Path) else data
+    loaded = load_model(model, bounds=data.bounds)
     chosen, name = _choose(attack, norm, eps, settings or {}, loaded)
     dataset = test_images(data, loaded)
     if n is not None and checks.positive_int("n", n) > dataset.n_test:
@@ -210,7 +212,7 @@ def _within(result: SequenceResult, x, norm: norms.Norm, eps: float | None) -> S
 
 
 def _report(result, chosen, name, loaded: Loaded, dataset: Dataset, x, y, seed: int) -> Report:
-    before, after = (loaded.defense.decide(v) for v in (x, result.x_adv))
+    before, after = (loaded.defense.decide(v, bounds=dataset.bounds) for v in (x, result.x_adv))
     clean, attacked = before.label, after.label
     distance = _distances(_norm(chosen), x, result.x_adv)
     outcomes = [
