@@ -54,7 +54,7 @@ class ThreatModel:
             checks.positive_int("queries", self.queries)
 
     def radii(self, n: int) -> np.ndarray | None:
-        """The radius of each of n samples, of shape (n,), float64; several radii are taken in turn. None without one."""
+        """The radius of each of n samples, of shape (n,); several radii are taken in turn. None without one."""
         return None if self.eps is None else np.resize(np.asarray(self.eps, dtype="float64"), n)
 
     def record(self) -> dict:

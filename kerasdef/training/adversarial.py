@@ -98,7 +98,7 @@ class AdversarialTraining(Trainer):
             raise ValueError(f"`objective` must be an Objective. Received: objective={objective!r}")
         check_classifier(model)
         self.model = model
-        twin = models.floating(model)
+        twin = models.float_input(model)
         self._inner = models.Untracked((twin, models.logits_view(twin)))
         self.to_logits = models.logits_of(model)
         self.attack = attack
@@ -109,7 +109,7 @@ class AdversarialTraining(Trainer):
         self.radius = radius
         self.awp = checks.real("awp", awp, low=0.0)
         self._sources = models.Untracked(tuple(model if m is None else m for m in source or ()))
-        self.source = models.Untracked(tuple(models.logits_view(models.floating(m)) for m in self._sources.models))
+        self.source = models.Untracked(tuple(models.logits_view(models.float_input(m)) for m in self._sources.models))
         for other in self.source.models:
             if other.input_shape != model.input_shape:
                 raise ValueError(

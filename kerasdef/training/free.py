@@ -59,7 +59,7 @@ class FreeTraining(Trainer):
             self.step_size = checks.real("step_size", step_size, low=0.0, open_low=True)
         self.bounds = checks.bounds(bounds)
         check_bounds("bounds", self.bounds, model)
-        self._inner = models.Untracked((models.floating(model),))
+        self._inner = models.Untracked((models.float_input(model),))
         self.batch_size = checks.positive_int("batch_size", batch_size)
         # optimizers put the gradient of such a variable in its place instead of taking a step
         self.delta = self.add_weight(
