@@ -82,8 +82,9 @@ def run(
     Raises:
         ValueError: The folder holds the state of another run.
     """
-    folder = None if out is None else _open(Path(out), parts, model, x, y, seed)
     first = next(iter(parts.values()))
+    model = first._view(model)
+    folder = None if out is None else _open(Path(out), parts, model, x, y, seed)
     x_adv = np.array(x)
     spent = np.zeros(len(x), dtype="int64")
     wrong = first._success(model, x, y)
@@ -170,6 +171,8 @@ def settings(attack: Attack) -> dict[str, str]:
 
 def weights_digest(model) -> str | None:
     """SHA-256 of a Keras model's layers and weights, the `digest` that another callable has, or None."""
+    if isinstance(model, models.WhiteBox):
+        model = model.view
     if not isinstance(model, keras.Model):
         return getattr(getattr(model, "function", model), "digest", None)
     digest = hashlib.sha256(repr(models.architecture(model)).encode())

@@ -225,7 +225,7 @@ class AdversarialTraining(keras.Model):
             numbers = {"eps": ops.broadcast_to(self.radius.at(self.batches), ops.shape(y)[:1])}
         with backend.constant(view):
             if self.objective.climbs == "clean":
-                y = ops.stop_gradient(backend.evaluate(view, x, -1))
+                y = ops.stop_gradient(models.Victim.of(view).logits(x))
             return attack.perturb(view, ops.cast(x, "float32"), y, seeds, numbers)
 
     def _labels(self, y):

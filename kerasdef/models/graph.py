@@ -1,0 +1,191 @@
+"""The graph of a user's model: the logits behind its head, floating-point inputs, the range that it takes.
+
+Attacks need logits: behind a softmax in float32 the gradient of the cross-entropy is exactly zero from a logit gap
+of about 17. They also need inputs that a gradient passes: Keras casts what enters a model with integer inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import ops
+
+_PASSING = (  # layers that only hand on what they get, in inference
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+)
+_BYTE = 255.0
+_NEAR = 1.2  # a scale this near to 1/255 or 1/127.5 is meant for bytes (1/256 is one of them)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the last layer of a classifier gives.
+
+    Args:
+        logits: Symbolic logits of shape (n, classes), or (n, 1) for a single one.
+        kind: "logits", "softmax", "sigmoid", or None where the last layer is not one that is known.
+    """
+
+    logits: keras.KerasTensor
+    kind: str | None
+
+
+@keras.saving.register_keras_serializable(package="kerasdef")
+class WithoutActivation(keras.layers.Layer):
+    """A Dense layer's product and bias, without its activation; shares the weights."""
+
+    def __init__(self, dense: keras.layers.Dense, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = dense
+
+    def call(self, x):
+        """Return the logits."""
+        z = ops.matmul(x, self.dense.kernel)
+        return z if self.dense.bias is None else z + self.dense.bias
+
+    def get_config(self):
+        """Settings of the layer."""
+        return {**super().get_config(), "dense": keras.saving.serialize_keras_object(self.dense)}
+
+    @classmethod
+    def from_config(cls, config):
+        """The layer with these settings."""
+        dense = keras.saving.deserialize_keras_object(config.pop("dense"))
+        return cls(dense, **config)
+
+    def build(self, input_shape):
+        """Build the layer whose weights these are."""
+        if not self.dense.built:
+            self.dense.build(input_shape)
+
+
+def head(tensor: keras.KerasTensor) -> Head:
+    """Look behind the output of a functional or Sequential model, through models inside it at any depth."""
+    op, index, _ = tensor._keras_history
+    given = op._inbound_nodes[index].input_tensors
+    before = given[0] if len(given) == 1 else None
+    activation = _activation_of(op)
+    if before is None:
+        return Head(tensor, None)
+    if isinstance(op, keras.Model):
+        return _nested(op, before, tensor)
+    if activation in ("softmax", "sigmoid"):
+        return Head(WithoutActivation(op)(before) if isinstance(op, keras.layers.Dense) else before, activation)
+    if isinstance(op, keras.layers.Dense):
+        return Head(tensor, "logits" if activation == "linear" else None)
+    if isinstance(op, _PASSING) or (isinstance(op, keras.layers.Activation) and activation == "linear"):
+        found = head(before)
+        if found.logits is not before:
+            return Head(op(found.logits), found.kind)
+        said = isinstance(op, keras.layers.Activation) and found.kind is None  # "linear" is what a model of logits says
+        return Head(tensor, "logits" if said else found.kind)
+    return Head(tensor, None)
+
+
+def _nested(model: keras.Model, before, tensor) -> Head:
+    """The head of a model that is the last layer of another one."""
+    outputs = getattr(model, "outputs", None) or ()
+    if len(outputs) != 1 or len(model.inputs) != 1:
+        return Head(tensor, None)
+    found = head(outputs[0])
+    if found.logits is outputs[0]:
+        return Head(tensor, found.kind)
+    return Head(keras.Model(model.inputs, found.logits)(before), found.kind)
+
+
+def _activation_of(op) -> str:
+    """The name of what an operation or a layer does to its product at last, "linear" where it does nothing."""
+    if isinstance(op, keras.layers.Softmax):
+        return "softmax"
+    if not isinstance(op, keras.layers.Layer):  # a function of `keras.ops` in a functional model
+        return type(op).__name__.lower()
+    if not isinstance(op, keras.layers.Dense | keras.layers.Activation):
+        return "unknown"
+    activation = getattr(op, "activation", None)
+    return "linear" if activation is None else getattr(activation, "__name__", type(activation).__name__.lower())
+
+
+def floating(model: keras.Model) -> keras.Model:
+    """Return a model with the same layers that takes float32, where `model` or a first model inside it takes integers.
+
+    The layers are called on floating-point numbers, so gradients reach the input; at whole numbers the outputs are
+    those of `model`.
+    """
+    given = getattr(model, "inputs", None)
+    if not given or len(given) != 1 or not _takes_integers(model):
+        return model
+    fresh = keras.Input(given[0].shape[1:], dtype="float32", name=f"{given[0].name}_float")
+    return keras.Model(fresh, _again(model.outputs[0], {id(given[0]): fresh}), name=model.name)
+
+
+def _again(tensor, made: dict):
+    """The tensor computed anew from the inputs in `made`."""
+    if id(tensor) not in made:
+        op, index, position = tensor._keras_history
+        node = op._inbound_nodes[index]
+        fresh = {id(t): _again(t, made) for t in node.input_tensors}
+        args, kwargs = node.arguments.fill_in(fresh)
+        found = (floating(op) if isinstance(op, keras.Model) else op)(*args, **kwargs)
+        made[id(tensor)] = keras.tree.flatten(found)[position]
+    return made[id(tensor)]
+
+
+def _takes_integers(model: keras.Model) -> bool:
+    if not getattr(model, "inputs", None):
+        return False
+    if "float" not in keras.backend.standardize_dtype(model.inputs[0].dtype):
+        return True
+    return any(isinstance(op, keras.Model) and _takes_integers(op) for op in first_layers(model))
+
+
+def first_layers(model: keras.Model) -> list:
+    """The layers and operations that read the input of a functional or Sequential model."""
+    given = {id(t) for t in getattr(model, "inputs", None) or ()}
+    found, seen, waiting = [], set(), list(getattr(model, "outputs", None) or ())
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen or id(tensor) in given:
+            continue
+        seen.add(id(tensor))
+        op, index, _ = tensor._keras_history
+        before = op._inbound_nodes[index].input_tensors
+        if op not in found and any(id(t) in given for t in before):
+            found.append(op)
+        waiting += before
+    return found
+
+
+def input_bounds(model: keras.Model) -> tuple[float, float] | None:
+    """The range of the numbers that a model takes, where its first layers tell it: `(0, 255)`, else None.
+
+    Integer inputs of 8 bits and a first `Rescaling` by about 1/255 or 1/127.5 are made for bytes.
+    """
+    given = getattr(model, "inputs", None)
+    if not given or len(given) != 1:
+        return None
+    if keras.backend.standardize_dtype(given[0].dtype) == "uint8":
+        return 0.0, _BYTE
+    layers = first_layers(model)
+    if len(layers) != 1:
+        return None
+    (first,) = layers
+    if isinstance(first, keras.Model):
+        return input_bounds(first)
+    if isinstance(first, keras.layers.Rescaling) and np.ndim(first.scale) == 0:
+        for size in (_BYTE, _BYTE / 2):
+            if 1 / _NEAR < first.scale * size < _NEAR:
+                return 0.0, _BYTE
+    return None
+
+
+def reads_tokens(model: keras.Model) -> bool:
+    """Whether the input of a model goes into an Embedding: it counts things, and has no values in between."""
+    return any(
+        isinstance(op, keras.layers.Embedding) or (isinstance(op, keras.Model) and reads_tokens(op))
+        for op in first_layers(model)
+    )
