@@ -475,7 +475,7 @@ def test_the_default_step_follows_the_radius():
 
 
 def sure(activation=None):
-    """A classifier whose logits are 300 times too large: behind its softmax the gradient is exactly zero."""
+    """A classifier whose logits are 300 times too large: behind its softmax no gradient is left."""
     oracle, x, y = linear(3, n=30)
     keep = oracle.margin(x, y) < -0.3
     oracle = LinearOracle(oracle.weights * 300, oracle.bias * 300)
@@ -494,7 +494,7 @@ def test_the_logits_view_recovers_the_gradient_behind_a_softmax():
         return -ops.log(picked + 1e-7), ()
 
     grad = ops.convert_to_numpy(backend.gradient(loss)(ops.convert_to_tensor(x))[2])
-    assert np.all(grad == 0)  # what a naive attack sees
+    assert np.abs(grad).max() < 1e-4  # what a naive attack sees: rounding of a probability of 1, times weights of 300
     found = quiet(PGD(eps=1.0, loss="margin", bounds=WIDE), model, x, y)
     assert (models.predict_logits(model, found).argmax(axis=1) != y).all()
 

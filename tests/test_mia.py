@@ -540,7 +540,7 @@ def _with_nan(x):
 BAD_DATA = {
     "negative labels": (lambda x, y: (x, y - 1), "at least 0"),
     "fractions as labels": (lambda x, y: (x, y + 0.5), "must be integers"),
-    "one-hot labels": (lambda x, y: (x, np.eye(10)[y]), "class indices"),
+    "several labels": (lambda x, y: (x, np.eye(10)[y] + np.eye(10)[y - 1]), "one-hot rows"),
     "fewer labels than images": (lambda x, y: (x, y[:-1]), "one label for each"),
     "images in 0 to 255": (lambda x, y: (x * 255, y), r"must lie in|within|bounds|\[0"),
     "images below 0": (lambda x, y: (x - 0.5, y), r"must lie in|within|bounds|\[0"),

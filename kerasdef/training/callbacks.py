@@ -11,7 +11,7 @@ import numpy as np
 
 from kerasdef import checks, models
 from kerasdef.attacks import PGD, Attack, StepAttack, signs
-from kerasdef.training.augmentation import Mixture
+from kerasdef.datasets.batches import Mixture
 from kerasdef.training.schedules import Stage, attack_of
 from kerasdef.training.state import read_state, training_variables, write_state
 from kerasdef.training.trainer import Trainer
