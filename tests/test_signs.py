@@ -43,7 +43,7 @@ def test_a_saturated_model_has_gradients_of_zero_and_the_share_is_told():
 
 
 def test_probabilities_that_are_taken_for_logits_are_told():
-    model = linear(activation="softmax")
+    model = models.as_logits(linear(activation="softmax"))  # as if it could not be looked through
     x, y = answered(model)
     assert set(blind_spots(model, x, y)) == {"softmax_output"}
 

@@ -254,9 +254,8 @@ class AdversarialTraining(Trainer):
         """Kernels moved up the gradient of the objective by `awp` times their norm; what else changes stays so."""
         kernels = [v for v in self.model.trainable_variables if len(v.shape) > 1]
         moving = {id(v) for v in kernels}
-        others = [
-            (v, v.value) for v in (*self.model.variables, *self.withstood.variables) if id(v) not in moving
-        ]  # a scope must know them all
+        known = (*self.model.variables, *self.withstood.variables)  # a scope must know them all
+        others = [(v, v.value) for v in known if id(v) not in moving]
 
         def value(tensors):
             with keras.StatelessScope(state_mapping=[*others, *zip(kernels, tensors, strict=True)]):
