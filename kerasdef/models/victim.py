@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -38,6 +39,16 @@ class Victim(ABC):
     classes: int
     input_shape: tuple[int, ...] | None
     random: bool = False
+    _kinds: ClassVar[list[type[Victim]]] = []
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        Victim._kinds.append(cls)
+
+    @classmethod
+    @abstractmethod
+    def takes(cls, model) -> bool:
+        """Whether this kind of victim is made of such a model."""
 
     @staticmethod
     def of(
@@ -60,12 +71,9 @@ class Victim(ABC):
         """
         if isinstance(model, Victim):
             return model
-        if isinstance(model, keras.Model):
-            return WhiteBox(model, bounds=bounds, shape=shape)
-        if callable(model):
-            from kerasdef.models.black_box import BlackBox  # a Victim itself
-
-            return BlackBox(model)
+        for kind in Victim._kinds:
+            if kind.takes(model):
+                return kind(model, bounds=bounds, shape=shape)
         raise ValueError(f"`model` must be a keras.Model or a callable. Received: {type(model).__name__}")
 
     @abstractmethod
@@ -101,6 +109,11 @@ class WhiteBox(Victim):
     """
 
     access = "gradients"
+
+    @classmethod
+    def takes(cls, model) -> bool:
+        """Keras models."""
+        return isinstance(model, keras.Model)
 
     def __init__(
         self,
