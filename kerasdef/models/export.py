@@ -23,7 +23,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, models
-from kerasdef.models.bounds import UNIT, float_input, from_pixels, input_bounds
+from kerasdef.models.bounds import UNIT, from_pixels, input_bounds
 from kerasdef.models.loading import read_keras
 
 FORMATS = ("saved_model", "keras")
@@ -80,7 +80,7 @@ def _answers(model: keras.Model) -> keras.Model:
     images = keras.Input(model.input_shape[1:])
     if isinstance(model(images), dict):
         return model
-    logits = models.logits_view(float_input(model))
+    logits = models.logits_view(model)
     z = ops.cast(logits(images), "float32")
     return keras.Model(images, {"label": ops.cast(ops.argmax(z, axis=-1), "int32"), "probabilities": ops.softmax(z)})
 

@@ -1,4 +1,4 @@
-"""The graph of a user's model: the logits behind its head, floating-point inputs, the range that it takes.
+"""The graph of a user's model: the logits behind its head, floating-point inputs.
 
 Attacks need logits: behind a softmax in float32 the gradient of the cross-entropy is exactly zero from a logit gap
 of about 17. They also need inputs that a gradient passes: Keras casts what enters a model with integer inputs.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import keras
-import numpy as np
 from keras import ops
 
 _PASSING = (  # layers that only hand on what they get, in inference
@@ -18,8 +17,6 @@ _PASSING = (  # layers that only hand on what they get, in inference
     keras.layers.Identity,
     keras.layers.Reshape,
 )
-_BYTE = 255.0
-_NEAR = 1.2  # a scale this near to 1/255 or 1/127.5 is meant for bytes (1/256 is one of them)
 
 
 @dataclass(frozen=True)
@@ -158,29 +155,6 @@ def first_layers(model: keras.Model) -> list:
             found.append(op)
         waiting += before
     return found
-
-
-def input_bounds(model: keras.Model) -> tuple[float, float] | None:
-    """The range of the numbers that a model takes, where its first layers tell it: `(0, 255)`, else None.
-
-    Integer inputs of 8 bits and a first `Rescaling` by about 1/255 or 1/127.5 are made for bytes.
-    """
-    given = getattr(model, "inputs", None)
-    if not given or len(given) != 1:
-        return None
-    if keras.backend.standardize_dtype(given[0].dtype) == "uint8":
-        return 0.0, _BYTE
-    layers = first_layers(model)
-    if len(layers) != 1:
-        return None
-    (first,) = layers
-    if isinstance(first, keras.Model):
-        return input_bounds(first)
-    if isinstance(first, keras.layers.Rescaling) and np.ndim(first.scale) == 0:
-        for size in (_BYTE, _BYTE / 2):
-            if 1 / _NEAR < first.scale * size < _NEAR:
-                return 0.0, _BYTE
-    return None
 
 
 def reads_tokens(model: keras.Model) -> bool:

@@ -12,8 +12,9 @@ from keras import ops
 
 from kerasdef import backend, checks
 from kerasdef import random as draws
-from kerasdef.models import graph, views
+from kerasdef.models import views
 from kerasdef.models.batches import pad, padded_batches
+from kerasdef.models.bounds import input_bounds
 
 _FORWARD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _RANDOM: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -105,7 +106,7 @@ class WhiteBox(Victim):
         shape: tuple[int, ...] | None = None,
     ):
         self.view = views.logits_view(model, shape)
-        self.bounds = graph.input_bounds(model) if bounds is None else checks.bounds(bounds)
+        self.bounds = input_bounds(model) if bounds is None else checks.bounds(bounds)
         self.map: tuple[float, float] | None = None  # factor and offset from the data to the model
         self.input_shape = tuple(self.view.input_shape[1:])
         self.classes = self.view.output_shape[-1]
