@@ -1,4 +1,4 @@
-"""The range of the numbers that a model takes, and samples mapped onto it."""
+"""The range of the numbers that a model takes, and models of integers made to take floats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kerasdef import checks
 
 PIXELS = (0.0, 255.0)  # what a model takes that divides by 255, or whose Input is of uint8
 UNIT = (0.0, 1.0)
-_NEAR = 1.2  # a scale this near to 1/255 or 1/127.5 is meant for bytes (1/256 is one of them)
+_SCALES = (1 / 255, 2 / 255, 1 / 256, 2 / 256)  # to [0, 1] and to [-1, 1]
 _KEEP = (  # layers that move values and do not change their range
     keras.layers.CenterCrop,
     keras.layers.Cropping2D,
@@ -50,6 +50,21 @@ def input_bounds(model) -> tuple[float, float] | None:
     if graph is None or len(graph.inputs) != 1:
         return None
     return PIXELS if _takes_pixels(graph) else None
+
+
+def float_input(model: keras.Model) -> keras.Model:
+    """Return the model as it is on floats; one with an Input of integers is joined anew behind a float Input.
+
+    Keras casts what is given to an Input of integers: decimals are cut off, and there is no gradient. The model that is
+    returned shares all layers, gives the same outputs on whole numbers and has gradients. Models inside the model are
+    treated alike.
+    """
+    graph = _graph(model)
+    if graph is None or not _casts(graph):
+        return model
+    inputs = [keras.Input(batch_shape=t.shape, dtype=_float(t.dtype), name=t.name) for t in graph.inputs]
+    outputs = graph._run_through_graph(inputs, lambda op: float_input(op) if isinstance(op, keras.Model) else op)
+    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, outputs, name=model.name)
 
 
 def from_pixels(x: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
@@ -92,6 +107,16 @@ def _graph(model):
     return graph if getattr(graph, "inputs", None) else None
 
 
+def _float(dtype: str) -> str:
+    return dtype if "float" in dtype else "float32"
+
+
+def _casts(graph) -> bool:
+    """Whether an Input of the model, or of a model inside it, is of integers."""
+    inner = (_graph(op) for op in graph.operations if isinstance(op, keras.Model))
+    return any("float" not in t.dtype for t in graph.inputs) or any(_casts(g) for g in inner if g is not None)
+
+
 def _takes_pixels(graph) -> bool:
     tensors = list(graph.inputs)
     if tensors[0].dtype == "uint8":
@@ -105,7 +130,7 @@ def _takes_pixels(graph) -> bool:
             if isinstance(op, keras.Model) or hasattr(op, "bounds"):
                 if input_bounds(op) == PIXELS:
                     return True
-            elif any(1 / _NEAR < _scale(op, node) * size < _NEAR for size in (255, 127.5)):
+            elif np.isclose(_scale(op, node), _SCALES, rtol=1e-3).any():
                 return True
             elif isinstance(op, _KEEP) or type(op).__name__ in _KEEP_OPS:
                 tensors += node.output_tensors

@@ -73,6 +73,10 @@ class Victim(ABC):
         """This victim for data in a range: it maps them onto the range that the model takes."""
 
     @abstractmethod
+    def facts(self) -> dict:
+        """What tells this victim from others: the model and how data are mapped onto its range."""
+
+    @abstractmethod
     def predict(self, x: np.ndarray, *, batch_size: int = 512, seed: int = 0) -> np.ndarray:
         """Logits of shape (n, classes) for an array.
 
@@ -139,6 +143,10 @@ class WhiteBox(Victim):
             factor = (high - low) / (from_high - from_low)
             found = factor, low - factor * from_low
         return self._with(self.view, found)
+
+    def facts(self) -> dict:
+        """The Keras model of logits, and the map onto its range."""
+        return {"model": self.view, "map": self.map}
 
     def in_data_units(self) -> keras.Model:
         """A Keras model of logits that takes numbers in the units of the data."""
