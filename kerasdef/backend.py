@@ -18,7 +18,7 @@ NAME = keras.backend.backend()
 _NUMBERS = itertools.count()  # of compiled programs
 _AT_ONCE = 16  # samples of a random model that TensorFlow works on at a time
 _UNROLLED = 32  # backward passes of a jacobian in one graph; more of them stand in a loop
-
+_LONG = 64  # steps of a loop in one graph; building one of 64 steps of PGD takes seconds
 if NAME == "tensorflow":
     import tensorflow as tf
 
@@ -239,9 +239,10 @@ def seeded(seed: int) -> Iterator[None]:
 def loop(times: int, fn: Callable, state):
     """Apply `fn` to a state `times` times, inside a compiled function.
 
-    A loop of the backend, but for TensorFlow's CPU, where it is unrolled: see `repeated`.
+    A loop of the backend, but on TensorFlow's CPU up to 64 times are unrolled: see `repeated`. Beyond that the graph
+    would take longer to build than the slower loop takes to run.
     """
-    if NAME != "tensorflow" or has_gpu():
+    if NAME != "tensorflow" or has_gpu() or times > _LONG:
         return keras.ops.fori_loop(0, times, lambda i, s: fn(s), state)
     for _ in range(times):
         state = fn(state)

@@ -13,14 +13,16 @@ from keras import layers
 
 import kerasdef
 import kerasdef.recipes.iar.training as recipe
-from kerasdef import models
-from kerasdef.attacks import FGSM, CarliniWagner
+from kerasdef import defenses, models
+from kerasdef.attacks import FGSM, PGD, CarliniWagner
 from kerasdef.defenses.loading import load_model
-from kerasdef.goals import Evade
-from kerasdef.recipes.base import derive, stratified
+from kerasdef.files import identity
+from kerasdef.goals import Evade, Misclassify
+from kerasdef.recipes.base import stratified
 from kerasdef.recipes.iar.attacks import CW_RADIUS, Within, default_attacks
 from kerasdef.recipes.iar.settings import RHO
 from kerasdef.reporting import Report
+from kerasdef.runs.seeds import derive
 
 EPS = 0.15
 BOXES = ["fgsm", "pgd", "bim", "cw"]
@@ -53,8 +55,8 @@ class Watched:
     def __init__(self, round_size=120, stop_at=None):
         self.attack, self.round_size, self.stop_at, self.seeds, self.seen = FGSM(eps=EPS), round_size, stop_at, [], []
 
-    def __repr__(self):
-        return "Watched()"
+    def get_config(self):
+        return {}  # where it stops does not change what it makes
 
     def __call__(self, model, x, y, *, seed=0, progress=None):
         if len(x) == self.round_size:
@@ -224,7 +226,7 @@ def test_predict_gives_labels_up_to_k_and_score_is_their_accuracy(rejecting, dat
 def test_attacks_of_ones_own_are_used_by_name(plain):
     assert plain.report.attacks("paper") == ["fgsm", "gray_fgsm"]
     assert [k for k in plain.history if k.startswith("rho_")] == ["rho_fgsm"]
-    assert plain.report.settings["attacks"] == {"fgsm": repr(FGSM(eps=EPS))}
+    assert plain.report.settings["attacks"] == {"fgsm": identity(FGSM(eps=EPS), "attacks")}
 
 
 @pytest.mark.usefixtures("lean")
@@ -348,8 +350,8 @@ def test_clean_and_noisy_images_share_one_weight_and_the_attacks_the_rest_and_la
 def test_the_attacker_of_a_rejecting_classifier_wants_a_label_neither_true_nor_k(rejecting, plain):
     result, _, goals = rejecting
     report = result.report
-    assert report.settings["attacks"] == {"fgsm": repr(FGSM(eps=EPS, goal=Evade(10)))}
-    assert plain.report.settings["attacks"] == {"fgsm": repr(FGSM(eps=EPS))}
+    assert report.settings["attacks"] == {"fgsm": identity(FGSM(eps=EPS, goal=Evade(10)), "attacks")}
+    assert plain.report.settings["attacks"] == {"fgsm": identity(FGSM(eps=EPS), "attacks")}
     assert [g for g in goals if g is not None] == [Evade(10)] * 2
     for attack in ("pgd", "margin_pgd"):
         o = report.outcome("after", attack, "adaptive")
@@ -401,11 +403,11 @@ def test_a_run_that_was_killed_in_a_round_ends_with_the_same_weights(data, plain
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         kerasdef.train_iar(data, **settings(attacks={"fgsm": Watched(stop_at=stop_at)}, out=folder))
-    assert (folder / "training.npz").exists() == (stop_at > 1)
+    assert (folder / "unfinished" / "retrained" / "training.npz").exists() == (stop_at > 1)
     assert not (folder / "report.json").exists()
     before = 0.0
     if stop_at > 1:
-        with np.load(folder / "training.npz") as file:
+        with np.load(folder / "unfinished" / "retrained" / "training.npz") as file:
             before = json.loads(str(file["meta"]))["seconds"]
         assert before > 0
     attack = Watched()
@@ -414,7 +416,7 @@ def test_a_run_that_was_killed_in_a_round_ends_with_the_same_weights(data, plain
     assert same(weights(again.model), weights(plain.model))
     assert again.history == plain.history
     assert again.report.phases["retraining"] > before
-    assert not (folder / "training.npz").exists()
+    assert not (folder / "unfinished" / "retrained" / "training.npz").exists()
     assert not list(folder.rglob(".*"))  # nothing half written is left
 
 
@@ -439,8 +441,8 @@ def test_a_finished_run_is_read_and_not_repeated(data, run, monkeypatch):
         ({"adversarial_label": "reject"}, "adversarial_label="),
         ({"weight": 0.4}, "weight=0.4"),
         ({"stop": "rho"}, 'stop="rho"'),
-        ({"attacks": {"fgsm": FGSM(eps=0.2)}, "batch_size": 45}, "attacks="),
-        ({"network": other}, "networks="),
+        ({"attacks": {"fgsm": FGSM(eps=0.2)}, "batch_size": 45}, "attacks/"),
+        ({"network": other}, "networks/"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
@@ -626,10 +628,22 @@ def test_a_wrong_value_on_the_command_line_is_one_line_and_status_2(refused, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_folder_is_attacked_for_a_label_that_is_neither_true_nor_k(run):
-    """`run` keeps its settings beside the classifier, and these say what its last class stands for."""
-    result, folder = run
-    loaded = load_model(folder)
-    assert loaded.goal == Evade(10)
-    assert (loaded.classes, loaded.reject) == (10, 10)
-    assert load_model(result.model).reject is None  # nothing tells it of a bare model
+@pytest.mark.parametrize("to", ["keras", "saved_model"])
+def test_a_file_that_is_moved_says_whether_the_eleventh_label_rejects(data, run, rejecting, to, tmp_path):
+    """It is an output either way; where adversarial images kept their class, it is one more wrong label."""
+    for result, reject, goal in ((run[0], None, Misclassify()), (rejecting[0], 10, Evade(10))):
+        name = f"{reject}{'.keras' if to == 'keras' else ''}"
+        found = defenses.load(result.export(tmp_path / name, to=to))
+        assert (found.classes, found.reject) == (10, reject)
+        assert found.surface()[1] == goal
+        decision = found.decide(data[0][:50])
+        assert decision.probabilities.shape == (50, 11)
+        np.testing.assert_array_equal(decision.label, result.predict(data[0][:50]))
+        np.testing.assert_array_equal(decision.rejected, decision.label == 10 if reject else np.zeros(50, bool))
+
+
+def test_a_run_folder_is_attacked_as_its_report_says(run):
+    found = load_model(run[1])
+    assert (found.defense.classes, found.defense.reject, found.defense.surface()[1]) == (10, None, Misclassify())
+    attacked = kerasdef.attack(run[1], "digits", PGD(eps=0.3, steps=2), n=20, show=False).report
+    assert attacked.rejects(attacked.main) is run[0].report.rejects("after") is None

@@ -82,11 +82,14 @@ class Queries:
         return value, reached
 
     def _covered(self, rows) -> np.ndarray | None:
-        """Positions of the questions that the budgets cover; None where they cover all."""
+        """Positions of the questions that the budgets cover; None where they cover all.
+
+        The work is that of the questions, whatever the number of samples.
+        """
         if not len(rows):
             return np.empty(0, dtype="int64")
-        count = np.bincount(rows, minlength=len(self.spent))
-        if (self.spent + count <= self.budget).all():
+        own, count = np.unique(rows, return_counts=True)
+        if (count <= self.left(own)).all():
             return None
         order = np.argsort(rows, kind="stable")
         first = np.searchsorted(rows[order], rows[order])
@@ -217,9 +220,12 @@ class QueryAttack(Attack):
         state = {"row": everyone, "x": x, "seed": seeds, "adv": np.array(x), "moves": np.zeros(n, dtype="int64")}
         state |= self.init(x, seeds, value) | {"reached": wrong}
         state["done"] = state["done"] | wrong | (ask.left(everyone) < self.least)
-        with progress.bar(type(self).__name__, n, show=show) as tick:
-            tick(int(state["done"].sum()))
-            while len(rows := np.flatnonzero(~state["done"])[:batch_size]):
+        waiting = np.flatnonzero(~state["done"])
+        rows, waiting = waiting[:batch_size], waiting[batch_size:]
+        with progress.bar(type(self).__name__, n, show=show, unit="samples") as tick:
+            done, fell = n - len(rows) - len(waiting), int(wrong.sum())
+            tick(done, progress.standing(done, fell))
+            while len(rows):
                 part = {k: v[rows] for k, v in state.items()}
                 while not part["done"].any():  # the same samples as long as none is done
                     self.round(ask, part)
@@ -228,7 +234,11 @@ class QueryAttack(Attack):
                 for k, v in part.items():
                     if k not in ("row", "x", "seed"):
                         state[k][rows] = v
-                tick(int(part["done"].sum()))
+                over = part["done"]
+                done, fell = done + int(over.sum()), fell + int(part["reached"][over].sum())
+                tick(int(over.sum()), progress.standing(done, fell))
+                free = batch_size - int((~over).sum())
+                rows, waiting = np.concatenate([rows[~over], waiting[:free]]), waiting[free:]
         if model.access != "gradients":
             model.result = state["adv"], state["reached"]
         return state["adv"], ask.spent

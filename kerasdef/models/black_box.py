@@ -58,6 +58,10 @@ class BlackBox(Victim):
         other.map = factor, self.bounds[0] - factor * bounds[0]
         return other
 
+    def facts(self) -> dict:
+        """The function, and the map onto its range."""
+        return {"model": self.function, "map": self.map}
+
     def predict(self, x: np.ndarray, *, batch_size: int = 512, seed: int = 0) -> np.ndarray:
         """Logits of an array; clean inputs are asked for only once."""
         if self.asked is None or self.asked[0] is not x:

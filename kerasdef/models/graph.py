@@ -1,7 +1,7 @@
-"""The graph of a user's model: the logits behind its head, floating-point inputs, the range that it takes.
+"""The graph of a user's model: the logits behind its head, and what reads its input.
 
 Attacks need logits: behind a softmax in float32 the gradient of the cross-entropy is exactly zero from a logit gap
-of about 17. They also need inputs that a gradient passes: Keras casts what enters a model with integer inputs.
+of about 17.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import keras
-import numpy as np
 from keras import ops
 
 _PASSING = (  # layers that only hand on what they get, in inference
@@ -18,8 +17,6 @@ _PASSING = (  # layers that only hand on what they get, in inference
     keras.layers.Identity,
     keras.layers.Reshape,
 )
-_BYTE = 255.0
-_NEAR = 1.2  # a scale this near to 1/255 or 1/127.5 is meant for bytes (1/256 is one of them)
 
 
 @dataclass(frozen=True)
@@ -110,39 +107,6 @@ def _activation_of(op) -> str:
     return "linear" if activation is None else getattr(activation, "__name__", type(activation).__name__.lower())
 
 
-def floating(model: keras.Model) -> keras.Model:
-    """Return a model with the same layers that takes float32, where `model` or a first model inside it takes integers.
-
-    The layers are called on floating-point numbers, so gradients reach the input; at whole numbers the outputs are
-    those of `model`.
-    """
-    given = getattr(model, "inputs", None)
-    if not given or len(given) != 1 or not _takes_integers(model):
-        return model
-    fresh = keras.Input(given[0].shape[1:], dtype="float32", name=f"{given[0].name}_float")
-    return keras.Model(fresh, _again(model.outputs[0], {id(given[0]): fresh}), name=model.name)
-
-
-def _again(tensor, made: dict):
-    """The tensor computed anew from the inputs in `made`."""
-    if id(tensor) not in made:
-        op, index, position = tensor._keras_history
-        node = op._inbound_nodes[index]
-        fresh = {id(t): _again(t, made) for t in node.input_tensors}
-        args, kwargs = node.arguments.fill_in(fresh)
-        found = (floating(op) if isinstance(op, keras.Model) else op)(*args, **kwargs)
-        made[id(tensor)] = keras.tree.flatten(found)[position]
-    return made[id(tensor)]
-
-
-def _takes_integers(model: keras.Model) -> bool:
-    if not getattr(model, "inputs", None):
-        return False
-    if "float" not in keras.backend.standardize_dtype(model.inputs[0].dtype):
-        return True
-    return any(isinstance(op, keras.Model) and _takes_integers(op) for op in first_layers(model))
-
-
 def first_layers(model: keras.Model) -> list:
     """The layers and operations that read the input of a functional or Sequential model."""
     given = {id(t) for t in getattr(model, "inputs", None) or ()}
@@ -158,29 +122,6 @@ def first_layers(model: keras.Model) -> list:
             found.append(op)
         waiting += before
     return found
-
-
-def input_bounds(model: keras.Model) -> tuple[float, float] | None:
-    """The range of the numbers that a model takes, where its first layers tell it: `(0, 255)`, else None.
-
-    Integer inputs of 8 bits and a first `Rescaling` by about 1/255 or 1/127.5 are made for bytes.
-    """
-    given = getattr(model, "inputs", None)
-    if not given or len(given) != 1:
-        return None
-    if keras.backend.standardize_dtype(given[0].dtype) == "uint8":
-        return 0.0, _BYTE
-    layers = first_layers(model)
-    if len(layers) != 1:
-        return None
-    (first,) = layers
-    if isinstance(first, keras.Model):
-        return input_bounds(first)
-    if isinstance(first, keras.layers.Rescaling) and np.ndim(first.scale) == 0:
-        for size in (_BYTE, _BYTE / 2):
-            if 1 / _NEAR < first.scale * size < _NEAR:
-                return 0.0, _BYTE
-    return None
 
 
 def reads_tokens(model: keras.Model) -> bool:

@@ -12,8 +12,9 @@ from keras import ops
 
 from kerasdef import backend, checks
 from kerasdef import random as draws
-from kerasdef.models import graph, views
+from kerasdef.models import views
 from kerasdef.models.batches import pad, padded_batches
+from kerasdef.models.bounds import input_bounds
 
 _FORWARD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _RANDOM: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -72,6 +73,10 @@ class Victim(ABC):
         """This victim for data in a range: it maps them onto the range that the model takes."""
 
     @abstractmethod
+    def facts(self) -> dict:
+        """What tells this victim from others: the model and how data are mapped onto its range."""
+
+    @abstractmethod
     def predict(self, x: np.ndarray, *, batch_size: int = 512, seed: int = 0) -> np.ndarray:
         """Logits of shape (n, classes) for an array.
 
@@ -105,7 +110,7 @@ class WhiteBox(Victim):
         shape: tuple[int, ...] | None = None,
     ):
         self.view = views.logits_view(model, shape)
-        self.bounds = graph.input_bounds(model) if bounds is None else checks.bounds(bounds)
+        self.bounds = input_bounds(model) if bounds is None else checks.bounds(bounds)
         self.map: tuple[float, float] | None = None  # factor and offset from the data to the model
         self.input_shape = tuple(self.view.input_shape[1:])
         self.classes = self.view.output_shape[-1]
@@ -138,6 +143,10 @@ class WhiteBox(Victim):
             factor = (high - low) / (from_high - from_low)
             found = factor, low - factor * from_low
         return self._with(self.view, found)
+
+    def facts(self) -> dict:
+        """The Keras model of logits, and the map onto its range."""
+        return {"model": self.view, "map": self.map}
 
     def in_data_units(self) -> keras.Model:
         """A Keras model of logits that takes numbers in the units of the data."""

@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from kerasdef.models import graph
+from kerasdef.models.bounds import float_input
 
 _VIEWS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
@@ -72,7 +73,7 @@ def _look(model: keras.Model, shape: tuple[int, ...] | None) -> _View:
         )
     z = BinaryLogits()(found.logits) if found.logits.shape[-1] == 1 else found.logits
     view = whole if z is outputs[0] else keras.Model(whole.inputs, z, name=f"{model.name}_logits")
-    view = graph.floating(view)
+    view = float_input(view)
     return _View(None if view is model else as_logits(view), found.kind)
 
 

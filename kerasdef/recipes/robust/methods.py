@@ -30,6 +30,7 @@ from kerasdef.training import (
     most_confusing,
 )
 from kerasdef.training.schedules import radii_of
+from kerasdef.training.trainer import check_classifier
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Job:
         model: The classifier to train.
         settings: Shared by all methods.
         batches: In an epoch.
-        seed: Of the method's own randomness.
+        seed: Seed of the method's own randomness.
         other: Trains another classifier by a title and a network's name (None: the same network); found again when a
             run goes on. `wrap` makes a trainer of it.
     """
@@ -91,11 +92,12 @@ class Standard(Method):
     epochs: ClassVar[int] = 5
 
     def trainer(self, job):
-        """See `Method`."""
+        """The classifier itself, once it is clear that it can be attacked."""
+        check_classifier(job.model)
         return job.model
 
     def full(self, job):
-        """See `Method`."""
+        """No epoch trains against attacks."""
         return None
 
 
@@ -120,7 +122,7 @@ class _WithRadius(Method):
         return Radius.ramp(job.settings.eps, round(self.ramp * job.settings.epochs * job.batches))
 
     def full(self, job):
-        """See `Method`."""
+        """The first epoch after the radius has grown, or the last one."""
         return min(math.ceil(self.ramp * job.settings.epochs), job.settings.epochs - 1)
 
     def adversarial(self, job: Job, attack: StepAttack, objective, **options) -> AdversarialTraining:
@@ -137,7 +139,7 @@ class Pgd(_WithRadius):
     steps: int = 7  # Madry et al.: 7 on CIFAR-10; 40 on MNIST, where 7 with a growing radius do as well
 
     def trainer(self, job):
-        """See `Method`."""
+        """Training on the images of PGD alone."""
         attack = PGD(eps=job.settings.eps, norm=job.settings.norm, steps=self.steps)
         return self.adversarial(job, attack, Madry())
 
@@ -151,7 +153,7 @@ class TradesMethod(_WithRadius):
     epochs: ClassVar[int] = 24  # authors' code: 100; after 12 the loss on MNIST was still falling
 
     def trainer(self, job):
-        """See `Method`."""
+        """Training with the divergence between clean images and those of PGD."""
         attack = PGD(eps=job.settings.eps, norm=job.settings.norm, steps=self.steps)
         return self.adversarial(job, attack, Trades(self.beta))
 
@@ -164,7 +166,7 @@ class MartMethod(_WithRadius):
     weight: float = 5.0  # paper: lambda
 
     def trainer(self, job):
-        """See `Method`."""
+        """Training with boosted cross-entropy on the images of PGD."""
         attack = PGD(eps=job.settings.eps, norm=job.settings.norm, steps=self.steps)
         return self.adversarial(job, attack, Mart(self.weight))
 
@@ -179,12 +181,12 @@ class Fast(_WithRadius):
     epochs: ClassVar[int] = 15
 
     def trainer(self, job):
-        """See `Method`."""
+        """Training on the images of a single step."""
         attack = PGD(eps=job.settings.eps, norm=job.settings.norm, steps=1, relative_step=self.length)
         return self.adversarial(job, attack, Madry())
 
     def callbacks(self, job):
-        """See `Method`."""
+        """The guard, where it is wanted."""
         return [OverfittingGuard(most=self.most, start=self.full(job))] if self.guard else []
 
 
@@ -205,7 +207,7 @@ class Free(Method):
         return self.replays
 
     def trainer(self, job):
-        """See `Method`."""
+        """Training on images that move with every backward pass."""
         if job.settings.norm != "linf":
             raise ValueError(f"`norm` must be 'linf' for free training. Received: norm={job.settings.norm!r}")
         return FreeTraining(job.model, job.settings.eps, batch_size=job.settings.batch_size)
@@ -218,7 +220,7 @@ class BilateralMethod(_WithRadius):
     eps_y: float = 0.5  # probability moved off the true class; 0.5 is the authors' rule for ten equal classes
 
     def trainer(self, job):
-        """See `Method`."""
+        """Training on images and labels that are both moved against the model."""
         attack = PGD(eps=job.settings.eps, norm=job.settings.norm, steps=1, relative_step=1.0, loss=most_confusing)
         return self.adversarial(job, attack, Bilateral(self.eps_y))
 
@@ -251,7 +253,7 @@ class Ensemble(_WithRadius):
         object.__setattr__(self, "sources", names)
 
     def trainer(self, job):
-        """See `Method`."""
+        """Training on clean images and on those made on the sources and on the model in turn."""
         others = [job.other(f"source{i}", name) for i, name in enumerate(self.sources, 1)]
         attack = FGSM(eps=job.settings.eps, norm=job.settings.norm)
         return self.adversarial(job, attack, Mixed(self.weight), source=(*others, job.model))
@@ -265,12 +267,12 @@ class DistillationMethod(Method):
     epochs: ClassVar[int] = 5
 
     def trainer(self, job):
-        """See `Method`."""
+        """Training on the probabilities of a teacher that is trained first."""
         teacher = job.other("teacher", None, wrap=lambda model: Distillation(model, self.temperature))
         return Distillation(job.model, self.temperature, teacher)
 
     def full(self, job):
-        """See `Method`."""
+        """No epoch trains against attacks."""
         return None
 
 
@@ -322,18 +324,18 @@ class Multistage(Method):
         return tuple(Stage(e, cls(eps=r * settings.eps, norm=settings.norm, steps=n)) for e, r, n in rows)
 
     def trainer(self, job):
-        """See `Method`."""
+        """Training with the attack of the first stage; the callback changes it."""
         stages = self.stages(job.settings)
         objective = Trades(self.beta) if self.objective == "trades" else Madry()
         options = {"radius": radii_of(stages, job.batches), "awp": self.awp, "seed": job.seed}
         return AdversarialTraining(job.model, stages[0].attack, objective, **options)
 
     def callbacks(self, job):
-        """See `Method`."""
+        """What changes the attack as the stages begin."""
         return [AttackStages(self.stages(job.settings))]
 
     def full(self, job):
-        """See `Method`."""
+        """The first epoch of the last stage."""
         return sum(stage.epochs for stage in self.stages(job.settings)[:-1])
 
 
