@@ -18,7 +18,7 @@ from kerasdef.evaluation import Outcome
 from kerasdef.recipes.base import Pieces, derive, l2_distance
 from kerasdef.recipes.mia.result import MIA, vote
 from kerasdef.recipes.mia.sets import AdversarialSet, l2_radii, portion
-from kerasdef.recipes.mia.settings import ADAPTIVE_STEP, RADII, Settings
+from kerasdef.recipes.mia.settings import ADAPTIVE_STEP, RADII, MIASettings
 from kerasdef.reporting import Report
 
 
@@ -51,7 +51,7 @@ class Judge:
     """
 
     data: Dataset
-    settings: Settings
+    settings: MIASettings
     sets: Mapping[str, Mapping[str, AdversarialSet]]
     rows: np.ndarray
 
