@@ -27,6 +27,7 @@ class Info:
 
     Args:
         help: What the setting means, in whole sentences.
+        python: What only callers in Python can pass, in sentences that follow the help.
         check: Called as `check(name, value)`; returns the value in its final form or raises ValueError. None takes
             everything. The default None is never checked: it means that the value follows from the data.
         source: Where the default comes from, such as "paper, table 2".
@@ -40,6 +41,7 @@ class Info:
     """
 
     help: str
+    python: str = ""
     check: Callable[[str, Any], Any] | None = None
     source: str = ""
     option: str | None = ""
@@ -52,6 +54,11 @@ class Info:
     def text(self) -> str:
         """The help with the source of the default."""
         return f"{self.help} Default: {self.source}." if self.source else self.help
+
+    @property
+    def doc(self) -> str:
+        """The help for callers in Python."""
+        return f"{self.text} {self.python}".rstrip()
 
 
 def setting(default: Any = dataclasses.MISSING, **info) -> Any:
@@ -155,5 +162,5 @@ def _default(field: dataclasses.Field) -> Any:
 
 def _paragraph(field: dataclasses.Field) -> str:
     """A setting as an entry under "Args:"."""
-    text = f"{field.name}: {info(field).text}"
+    text = f"{field.name}: {info(field).doc}"
     return textwrap.fill(text, _WIDTH, initial_indent=_INDENT, subsequent_indent=f"{_INDENT}    ")

@@ -83,7 +83,8 @@ class RunSettings(Settings):
         option="--dataset",
         record=False,
         help='The data set: a name ("digits", "mnist", "fashion_mnist", "cifar10" or "gtsrb") or the path of an .npz '
-        "file; in Python also a `Dataset`, or arrays (x, y) or (x_train, y_train, x_test, y_test).",
+        "file.",
+        python="Also a `Dataset`, or arrays (x, y) or (x_train, y_train, x_test, y_test).",
     )
     out: Path | str | None = setting(
         None,
@@ -108,12 +109,13 @@ class AttackSettings(RunSettings):
         argument=True,
         record=False,
         help="The model to attack: a .keras file, the folder of a run, or the folder of a SavedModel, which is attacked "
-        "as a black box; in Python also a built Keras classifier or a callable from images to scores or labels.",
+        "as a black box.",
+        python="Also a built Keras classifier or a callable from images to scores or labels.",
     )
     attack: str | Any = setting(
         "autoattack",
-        help="The name of an attack, see `kerasdef list attacks`; in Python also an `Attack`, which has norm, eps and "
-        "settings of its own.",
+        help="The name of an attack, see `kerasdef list attacks`.",
+        python="Also an `Attack`, which has norm, eps and settings of its own.",
     )
     norm: str | None = setting(
         None, help='The norm of the change: "linf", "l2" or "l1". The default is that of the attack.'

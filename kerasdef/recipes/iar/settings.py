@@ -102,8 +102,8 @@ class IARSettings(RunSettings):
     network: str | Callable = setting(
         "cnn11",
         record=False,
-        help="The name of the network; in Python also a function (input_shape, outputs, seed=...) that returns a Keras "
-        "model.",
+        help="The name of the network.",
+        python="Also a function (input_shape, outputs, seed=...) that returns a Keras model.",
     )
     surrogate: str | Callable = setting(
         "target_dnn", record=False, help="The network of the gray-box attacker, given like `network`."

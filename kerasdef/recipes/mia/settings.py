@@ -72,9 +72,9 @@ class MIASettings(RunSettings):
         read=common.several,
         record=False,
         source="section 5.2",
-        help="The names of the attacks to train against, on the command line separated by commas; in Python also a "
-        "dict from names to attacks: anything called as `attack(model, x, y, seed=..., progress=...)` that returns "
-        "one image for each.",
+        help="The names of the attacks to train against, on the command line separated by commas.",
+        python="Also a dict from names to attacks: anything called as `attack(model, x, y, seed=..., progress=...)` that "
+        "returns one image for each.",
     )
     shares: Sequence[float] = setting(
         (0.15, 0.25, 0.40, 0.50),
@@ -108,8 +108,8 @@ class MIASettings(RunSettings):
     target: str | Callable = setting(
         "target_dnn",
         record=False,
-        help="The name of the network of the undefended target; in Python also a function (input_shape, outputs, "
-        "seed=...) that returns a Keras model.",
+        help="The name of the network of the undefended target.",
+        python="Also a function (input_shape, outputs, seed=...) that returns a Keras model.",
     )
     members: Sequence[str | Callable] = setting(
         ("eat1", "eat2", "eat3"),
@@ -117,8 +117,8 @@ class MIASettings(RunSettings):
         read=common.several,
         record=False,
         source="table 1",
-        help="The names of the networks of the EAT models, on the command line separated by commas; in Python also "
-        "functions as for `target`.",
+        help="The names of the networks of the EAT models, on the command line separated by commas.",
+        python="Also functions as for `target`.",
     )
     epochs: Mapping[str, int] | None = setting(
         None,

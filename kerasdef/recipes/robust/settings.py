@@ -40,15 +40,15 @@ class RobustSettings(RunSettings):
     model: Path | str | Any | None = setting(
         None,
         record=False,
-        help="Your own classifier to train, a .keras file; in Python also a built Sequential or functional model, which "
-        "is trained in place from the weights that it has. By default `network` is built. A run in `out` goes on with "
-        "the weights that it has there.",
+        help="Your own classifier to train, a .keras file. By default a network is built. A run that goes on does so "
+        "with the weights that it has in its folder.",
+        python="Also a built Sequential or functional model, which is trained in place from the weights that it has.",
     )
     network: str | Callable | None = setting(
         None,
         record=False,
-        help="The name of a network; in Python also a function (input_shape, outputs, seed=...) that returns a Keras "
-        "model. By default the method's own, for gray or for color images.",
+        help="The name of a network. By default it is the method's own, for gray or for color images.",
+        python="Also a function (input_shape, outputs, seed=...) that returns a Keras model.",
     )
     eps: float | None = setting(
         None,
