@@ -11,8 +11,8 @@ import numpy as np
 
 from kerasdef import checks
 from kerasdef.attacks import PGD, Attack, StepAttack
+from kerasdef.datasets.batches import Mixture
 from kerasdef.training.adversarial import AdversarialTraining
-from kerasdef.training.augmentation import Mixture
 from kerasdef.training.distillation import Distillation
 from kerasdef.training.free import FreeTraining
 from kerasdef.training.schedules import Stage, attack_of
