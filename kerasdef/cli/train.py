@@ -39,7 +39,9 @@ def _method(name: str, own: type[MethodSettings]) -> None:
     )
 
 
-_recipe("mia", MIASettings, "Model Integration Approach: adversarial training in growing shares, bootstraps and a vote.")
+_recipe(
+    "mia", MIASettings, "Model Integration Approach: adversarial training in growing shares, bootstraps and a vote."
+)
 _recipe("iar", IARSettings, "Iterative adversarial retraining of an 11-class CNN. Afzal and Huzaifa, 2025")
 for _name, _own in METHODS.items():
     _method(_name, _own)

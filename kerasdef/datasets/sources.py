@@ -17,6 +17,7 @@ from kerasdef.datasets import downloads, readers
 from kerasdef.datasets.dataset import Dataset, with_channels
 from kerasdef.datasets.readers import Arrays
 from kerasdef.datasets.splits import hold_out
+from kerasdef.files import write_whole
 
 FOLDER_VARIABLE = "KERASDEF_DATA"
 
@@ -303,13 +304,7 @@ def _pack_gtsrb(folder: Path) -> Found:
         downloads.verify_or_record(folder / name, sha256)
     arrays = readers.read_gtsrb(*(folder / name for name in GTSRB_ARCHIVES))
     path = folder / "gtsrb.npz"
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with open(part, "wb") as out:
-            np.savez(out, **arrays)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, lambda part: np.savez(part, **arrays))
     return arrays, str(path)
 
 

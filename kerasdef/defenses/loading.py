@@ -11,8 +11,7 @@ import keras
 import kerasdef.defenses  # registers the layers, so that .keras files load in safe mode
 import kerasdef.models.blocks
 from kerasdef.attacks import Goal, Misclassify
-from kerasdef.datasets import Dataset
-from kerasdef.datasets import load as load_dataset
+from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses import attackable
 from kerasdef.models.export import run_of, served
 
@@ -105,15 +104,20 @@ def _keras(model: keras.Model, name: str, settings: dict | None = None) -> Loade
     return Loaded(model, goal, name, classes if reject is None else classes - 1, reject, settings)
 
 
-def test_images(dataset: str | Path | Dataset, loaded: Loaded) -> Dataset:
-    """The data set, split as the run split it that the model is from: its test images were not trained on."""
-    dataset = load_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+def test_images(data: str | Path | Dataset | tuple, loaded: Loaded) -> Dataset:
+    """The data set, split as the run split it that the model is from: its test images were not trained on.
+
+    Arrays (x, y) that no run split are test images, all of them.
+    """
+    dataset = as_dataset(data)
     if is_resplit(dataset, loaded):
         return dataset.resplit(loaded.settings["test_size"], seed=loaded.settings["seed"])
+    if isinstance(data, tuple | list) and len(data) == 2 and dataset.n_train + dataset.n_test == len(data[0]):
+        return Dataset.from_arrays(*data, *data)
     return dataset
 
 
 def is_resplit(dataset: Dataset, loaded: Loaded) -> bool:
-    """Whether the run that the model is from divided this data set anew."""
+    """Whether the run that the model is from divided these very samples anew."""
     settings = loaded.settings or {}
-    return settings.get("dataset") == dataset.name and "test_size" in settings
+    return "test_size" in settings and settings.get("data") == dataset.fingerprint()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,9 +20,10 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, models
+from kerasdef.files import write_whole
+from kerasdef.runs.store import RUN
 
 FORMATS = ("saved_model", "keras")
-RUN = "run.json"  # settings of a run, in its folder
 FACTS = Path("assets.extra", "kerasdef.json")  # TensorFlow's place for files of others in a SavedModel
 _PLAIN = {"label", "probabilities"}  # outputs of a classifier without a vote
 PROBABILITY_TOLERANCE = 1e-4  # float32 sums in another order: another graph, another backend
@@ -196,23 +196,21 @@ def export(model: keras.Model, path: str | Path, *, to: str = "saved_model", fac
     x = _probe(model)
     unit = x.astype("float32") / np.float32(255)
     wanted = _outputs(model, unit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    _remove(part)
-    if to == "keras":
-        model.save(part)
-        _compare(_outputs(keras.saving.load_model(part, safe_mode=True), unit), wanted, "The .keras file")
-    else:
-        write = _write_saved_model if backend.NAME == "tensorflow" else _write_elsewhere
-        write(model, part)
+
+    def write(part: Path) -> None:
+        if to == "keras":
+            model.save(part)
+            _compare(_outputs(keras.saving.load_model(part, safe_mode=True), unit), wanted, "The .keras file")
+            return
+        write_saved_model = _write_saved_model if backend.NAME == "tensorflow" else _write_elsewhere
+        write_saved_model(model, part)
         (part / FACTS).parent.mkdir()
         noted = {"reject": getattr(model.layers[-1], "reject", None)} | dict(facts or {})
         (part / FACTS).write_text(json.dumps(noted), encoding="utf-8")
         _compare(_serve(part, "serving_default", unit), wanted, "The SavedModel")
         _compare(_serve(part, "serving_uint8", x), wanted, "The SavedModel's uint8 signature")
-    _remove(path)
-    os.replace(part, path)
-    return path
+
+    return write_whole(path, write)
 
 
 def run_of(path: Path) -> dict | None:
@@ -260,13 +258,6 @@ def export_run(run: str | Path, *, to: str = "saved_model", out: str | Path | No
         key = to if len(found) == 1 else file.parent.name
         written[key] = export(keras.saving.load_model(file, safe_mode=True), place, to=to, facts={"run": run_of(file)})
     return written
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,49 @@ def several(name: str, text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+# -- fields that recipes share ------------------------------------------------------------------------------------
+
+
+def dataset(python: str) -> Any:
+    """The field for the data set."""
+    return setting(
+        "digits",
+        option="--dataset",
+        record=False,
+        help='The data set: a name ("digits", "mnist", "fashion_mnist", "cifar10" or "gtsrb") or the path of an .npz '
+        "file.",
+        python=python,
+    )
+
+
+def callbacks() -> Any:
+    """The field for Keras callbacks."""
+    return setting((), option=None, record=False, check=sequence, help="Keras callbacks, passed to every `fit`.")
+
+
+def learning_rate(default: float = 1e-3) -> Any:
+    """The field for the rate of the optimizer."""
+    return setting(
+        default,
+        check=positive,
+        help="The learning rate of the optimizer Adam at the start of a training.",
+    )
+
+
+def judged(default: int = 1000) -> Any:
+    """The field for the number of test images."""
+    return setting(default, check=checks.positive_int, help="The largest number of test images to attack and judge on.")
+
+
+def autoattack() -> Any:
+    """The field for the standard AutoAttack."""
+    return setting(
+        True,
+        check=switch,
+        help="Whether the standard AutoAttack is run on the trained model too, which takes minutes on 1,000 images.",
+    )
+
+
 # -- settings -----------------------------------------------------------------------------------------------------
 
 
@@ -78,14 +121,7 @@ def several(name: str, text: str) -> tuple[str, ...]:
 class RunSettings(Settings):
     """What every command that makes a run takes."""
 
-    data: str | Path | Any = setting(
-        "digits",
-        option="--dataset",
-        record=False,
-        help='The data set: a name ("digits", "mnist", "fashion_mnist", "cifar10" or "gtsrb") or the path of an .npz '
-        "file.",
-        python="Also a `Dataset`, or arrays (x, y) or (x_train, y_train, x_test, y_test).",
-    )
+    data: str | Path | Any = dataset("Also a `Dataset`, or arrays (x, y) or (x_train, y_train, x_test, y_test).")
     out: Path | str | None = setting(
         None,
         record=False,
@@ -105,11 +141,14 @@ class RunSettings(Settings):
 class AttackSettings(RunSettings):
     """What `kerasdef attack` takes."""
 
+    data: str | Path | Any = dataset(
+        "Also a `Dataset`, or arrays (x, y), which are all attacked, or (x_train, y_train, x_test, y_test)."
+    )
     model: Path | Any = setting(
         argument=True,
         record=False,
-        help="The model to attack: a .keras file, the folder of a run, or the folder of a SavedModel, which is attacked "
-        "as a black box.",
+        help="The model to attack: a .keras file, the folder of a run, or the folder of a SavedModel, which is "
+        "attacked as a black box.",
         python="Also a built Keras classifier or a callable from images to scores or labels.",
     )
     attack: str | Any = setting(
@@ -167,37 +206,6 @@ class ReportSettings(Settings):
         argument=True,
         check=_finished,
         help="The folder of a finished run.",
-    )
-
-
-# -- fields that recipes share ------------------------------------------------------------------------------------
-
-
-def callbacks() -> Any:
-    """The field for Keras callbacks."""
-    return setting((), option=None, record=False, check=sequence, help="Keras callbacks, passed to every `fit`.")
-
-
-def learning_rate(default: float = 1e-3) -> Any:
-    """The field for the rate of the optimizer."""
-    return setting(
-        default,
-        check=positive,
-        help="The learning rate of the optimizer Adam at the start of a training.",
-    )
-
-
-def judged(default: int = 1000) -> Any:
-    """The field for the number of test images."""
-    return setting(default, check=checks.positive_int, help="The largest number of test images to attack and judge on.")
-
-
-def autoattack() -> Any:
-    """The field for the standard AutoAttack."""
-    return setting(
-        True,
-        check=switch,
-        help="Whether the standard AutoAttack is run on the trained model too, which takes minutes on 1,000 images.",
     )
 
 

@@ -14,9 +14,12 @@ from kerasdef import checks, models
 from kerasdef.attacks import GMA, GMAAnalysis, gma_analysis
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.evaluation import Outcome
+from kerasdef.files import digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.base import Pieces, derive, fingerprint, fit, restore, weights_piece
+from kerasdef.recipes.base import fit
 from kerasdef.reporting import Report
+from kerasdef.runs.seeds import derive
+from kerasdef.runs.store import Store, restore, weights_piece
 from kerasdef.training import Mixture
 
 VICTIMS = ("vgg7", "vgg16", "resnet32", "resnet50")  # paper, section 6.2
@@ -64,7 +67,7 @@ def gma_victims(
     limit: int = 1000,
     seed: int = 0,
     out: str | Path | None = None,
-    show: bool | None = None,
+    progress: bool | None = None,
 ) -> Victims:
     """Train undefended networks on a data set, attack each with GMA, and analyze what is left (Algorithm 2).
 
@@ -78,7 +81,7 @@ def gma_victims(
         limit: Most test images that are attacked.
         seed: All randomness comes from it.
         out: Folder for the run; a run that was killed goes on from the last finished network.
-        show: Progress bars; None shows them on a terminal and in notebooks.
+        progress: Whether progress bars are shown; None shows them on a terminal and in notebooks.
 
     Raises:
         ValueError: A setting is out of range, a name is unknown, or `out` is of another run.
@@ -100,9 +103,9 @@ def gma_victims(
     settings = {
         "recipe": "gma_victims",
         "dataset": dataset.name,
-        "fingerprint": fingerprint(dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test),
+        "fingerprint": digest(dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test),
         "victims": list(victims),
-        "attack": repr(attack),
+        "attack": identity(attack, "attack"),
         "epochs": epochs,
         "batch_size": checks.positive_int("batch_size", batch_size),
         "learning_rate": checks.real("learning_rate", learning_rate, low=0.0, open_low=True),
@@ -113,20 +116,20 @@ def gma_victims(
     built = {
         name: networks.build(name, dataset.input_shape, dataset.classes, seed=derive(seed, name)) for name in victims
     }
-    pieces = Pieces(out, settings)
+    pieces = Store(out, settings)
     x, y = dataset.x_test[:limit], dataset.y_test[:limit]
     outcomes, analyses, history = [], {}, {}
     for name, model in built.items():
 
         def make(model=model, name=name):
-            options = {"epochs": epochs, "title": name, "learning_rate": learning_rate, "show": show}
+            options = {"epochs": epochs, "title": name, "learning_rate": learning_rate, "show": progress}
             return weights_piece(model, fit(model, train, **options))
 
         piece = pieces.get(name, make, phase=f"train/{name}")
         restore(model, piece)
         history[name] = piece[1]["history"]
-        analyses[name] = gma_analysis(model, x, y, attack=attack, seed=derive(seed, name, "gma"), progress=show)
-        outcomes += _outcomes(name, model, attack, x, y, show)
+        analyses[name] = gma_analysis(model, x, y, attack=attack, seed=derive(seed, name, "gma"), progress=progress)
+        outcomes += _outcomes(name, model, attack, x, y, progress)
     report = Report(
         outcomes,
         classes=dataset.classes,

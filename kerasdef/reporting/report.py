@@ -27,6 +27,7 @@ from kerasdef import checks
 from kerasdef._version import __version__
 from kerasdef.evaluation.outcomes import ARRAYS, CLEAN, COLUMNS, POOLED, Outcome, measure, pool, withstood
 from kerasdef.evaluation.statistics import mcnemar, wilson
+from kerasdef.files import write_whole
 
 SCHEMA = 1
 TITLES = {"paper": "as the paper did it", "adaptive": "adaptive"}
@@ -550,7 +551,9 @@ class Report:
         contents["report.json"] = self._json(hashlib.sha256(arrays).hexdigest()).encode()
         for stale in plots.NAMES - drawn.keys():  # of an earlier report in this folder
             (folder / "figures" / f"{stale}.png").unlink(missing_ok=True)
-        return {name: _write(folder / name, data) for name, data in contents.items()}
+        return {
+            n: write_whole(folder / n, lambda part, data=data: part.write_bytes(data)) for n, data in contents.items()
+        }
 
     def html(self, figures: Mapping[str, tuple[str, bytes]] | None = None) -> str:
         """The report as one HTML page that needs no network and no script.
@@ -623,9 +626,10 @@ class Report:
             "history",
             "notes",
             "flags",
+            "costs",
+            "rejecting",
         )
         kept = {name: record[name] for name in (*names, "phases", "versions", "machine")}
-        kept |= {name: record.get(name) for name in ("costs", "rejecting")}  # reports of earlier versions have none
         return cls(outcomes, examples=_unflat(found, record["examples"]), **kept)
 
     def _npz(self) -> bytes:
@@ -785,10 +789,3 @@ def _png(figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
-
-
-def _write(path: Path, data: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-    return path

@@ -73,8 +73,8 @@ class MIASettings(RunSettings):
         record=False,
         source="section 5.2",
         help="The names of the attacks to train against, on the command line separated by commas.",
-        python="Also a dict from names to attacks: anything called as `attack(model, x, y, seed=..., progress=...)` that "
-        "returns one image for each.",
+        python="Also a dict from names to attacks: anything called as `attack(model, x, y, seed=..., progress=...)` "
+        "that returns one image for each.",
     )
     shares: Sequence[float] = setting(
         (0.15, 0.25, 0.40, 0.50),

@@ -15,21 +15,15 @@ import numpy as np
 from kerasdef import backend, checks, models
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses import bootstrap_indices, voting_model
+from kerasdef.files import digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.base import (
-    Pieces,
-    check_network,
-    derive,
-    fingerprint,
-    fit,
-    restore,
-    stratified,
-    weights_piece,
-)
+from kerasdef.recipes.base import check_network, fit, stratified
 from kerasdef.recipes.mia.report import Judge, Rule, joint_report
 from kerasdef.recipes.mia.result import MIA, MIAEach, single, vote
-from kerasdef.recipes.mia.sets import AdversarialSet, attacked, default_attack, describe, portion, same_words
+from kerasdef.recipes.mia.sets import AdversarialSet, attacked, default_attack, portion
 from kerasdef.recipes.mia.settings import JUDGING, MIASettings
+from kerasdef.runs.seeds import derive
+from kerasdef.runs.store import Store, restore, weights_piece
 from kerasdef.settings import takes
 from kerasdef.training import Mixture, adversarial_count
 
@@ -62,16 +56,17 @@ def train(data: str | Dataset | tuple | Path = MIASettings.data, **settings) -> 
     References: Sanapala and Gondi, 2025, section 4, tables 1 and 2.
     """
     s = MIASettings.of({"data": data, **settings})
-    dataset = as_dataset(s.data).rescaled((0.0, 1.0))
+    dataset = as_dataset(s.data)
+    whole, dataset = dataset.fingerprint(), dataset.rescaled((0.0, 1.0))
     size = math.prod(dataset.input_shape)
     attacks = s.attacks if isinstance(s.attacks, Mapping) else {name: default_attack(name, size) for name in s.attacks}
     dataset = dataset.resplit(s.test_size, seed=s.seed).with_validation(s.valid_size, seed=s.seed)
     s = s.on(dataset.n_train)
     builders = {"target": _builder("target", s.target)}
     builders |= {f"eat{i}": _builder("members", member) for i, member in enumerate(s.members, 1)}
-    run = _Run(dataset, dict(attacks), s, builders, list(s.callbacks), s.progress)
+    run = _Run(dataset, whole, dict(attacks), s, builders, list(s.callbacks), s.progress)
     run.check_networks()
-    pieces = Pieces(s.out, run.record(), judging=JUDGING, same=_same)
+    pieces = Store(s.out, run.record(), judging=JUDGING)
     target = run.target(pieces)
     if not s.per_attack:
         return _write(run.defense(pieces, target, tuple(attacks), ""), s.out)
@@ -83,11 +78,6 @@ def train(data: str | Dataset | tuple | Path = MIASettings.data, **settings) -> 
     return _write_each(MIAEach(parts, report), s.out)
 
 
-def _same(record: dict) -> dict:
-    """A record with its attacks in words that older records have as well."""
-    return {**record, "attacks": {name: same_words(text) for name, text in record.get("attacks", {}).items()}}
-
-
 def _builder(name: str, network: str | Callable) -> Callable:
     if callable(network):
         return network
@@ -97,8 +87,8 @@ def _builder(name: str, network: str | Callable) -> Callable:
 class _Run:
     """The steps of a run, each a piece that is made once."""
 
-    def __init__(self, dataset, attacks, settings, builders, callbacks, show):
-        self.data, self.attacks, self.s, self.builders = dataset, attacks, settings, builders
+    def __init__(self, dataset, whole, attacks, settings, builders, callbacks, show):
+        self.data, self.whole, self.attacks, self.s, self.builders = dataset, whole, attacks, settings, builders
         self.callbacks, self.show = callbacks, show
         self.k = dataset.classes
         self.test_rows = stratified(dataset.y_test, settings.limit, derive(settings.seed, "test"))
@@ -110,10 +100,12 @@ class _Run:
         return {
             "recipe": "mia",
             "dataset": self.data.name,
-            "fingerprint": fingerprint(d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test),
-            "attacks": {name: describe(attack) for name, attack in self.attacks.items()},
-            "networks": {name: getattr(b, "__name__", type(b).__name__) for name, b in self.builders.items()},
-            "callbacks": [type(c).__name__ for c in self.callbacks],
+            "data": self.whole,
+            "fingerprint": digest(d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test),
+            "attacks": identity(self.attacks, "attacks", strict=False),
+            "order": list(self.attacks),
+            "networks": identity(self.builders, "networks", strict=False),
+            "callbacks": identity(self.callbacks, "callbacks", strict=False),
             "backend": backend.NAME,
             **self.s.record(),
         }
@@ -200,7 +192,7 @@ class _Run:
         clean = [(d.x_valid[self.valid_rows], d.y_valid[self.valid_rows])]
         return clean + [(sets[n]["valid"].x, np.full(len(sets[n]["valid"]), self.k)) for n in names]
 
-    def defense(self, pieces: Pieces, target, names: tuple[str, ...], prefix: str) -> MIA:
+    def defense(self, pieces: Store, target, names: tuple[str, ...], prefix: str) -> MIA:
         """Train, vote and judge, for the attacks named; `target` is what the method of this name returned."""
         target, target_history = target
         sets = self.sets(pieces, target, names)

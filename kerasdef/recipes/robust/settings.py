@@ -143,8 +143,8 @@ class RobustSettings(RunSettings):
             )
         if self.eps is None and (dataset not in EPS or self.norm != "linf"):
             raise ValueError(
-                f"`eps` must be given for data other than {', '.join(EPS)} and for norms other than linf, such as 8/255 "
-                f"(0.0314). Received: eps=None with norm={self.norm!r}"
+                f"`eps` must be given for data other than {', '.join(EPS)} and for norms other than linf, such as "
+                f"8/255 (0.0314). Received: eps=None with norm={self.norm!r}"
             )
         return dataclasses.replace(
             self,
@@ -201,7 +201,10 @@ class _WithRadius(MethodSettings):
 
 def _steps(default: int, source: str):
     return setting(
-        default, check=checks.positive_int, source=source, help="The number of gradient steps of the attack in training."
+        default,
+        check=checks.positive_int,
+        source=source,
+        help="The number of gradient steps of the attack in training.",
     )
 
 
@@ -301,8 +304,8 @@ class BilateralSettings(_WithRadius):
         0.5,
         check=lambda name, value: None if value is None else common.unit(name, value),
         source="the authors' rule for ten equal classes",
-        help="The probability, from 0 to 1, that is moved off the true class; None moves as much as leaves it nine times "
-        "that of the next class.",
+        help="The probability, from 0 to 1, that is moved off the true class; None moves as much as leaves it nine "
+        "times that of the next class.",
     )
 
 
