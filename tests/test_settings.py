@@ -38,7 +38,7 @@ def test_values_are_checked_each_and_together():
 
 
 def test_a_wrong_name_is_told_with_the_nearest_right_one():
-    with pytest.raises(ValueError, match="Received: settings='stesp'. Did you mean 'steps'"):
+    with pytest.raises(ValueError, match=r"Received: settings=.stesp.\. Did you mean 'steps'"):
         Own.of({"stesp": 3})
     with pytest.raises(ValueError, match="Did you mean 'epochs'"):
         Own.of({"epoch": 3}, also=("epochs",))
