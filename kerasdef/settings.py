@@ -37,6 +37,7 @@ class Info:
             and switches.
         parts: Options of the command line that make a dict of the field: help by key.
         argument: Whether the command line takes it without the name of an option.
+        last: Whether it stands behind the other settings.
         record: Whether the results depend on it, so that it stands in the record of a run.
     """
 
@@ -48,6 +49,7 @@ class Info:
     read: Callable[[str, str], Any] | None = None
     parts: Mapping[str, str] | None = None
     argument: bool = False
+    last: bool = False
     record: bool = True
 
     @property
@@ -109,6 +111,12 @@ def info(field: dataclasses.Field) -> Info:
     return field.metadata["setting"]
 
 
+def fields(*classes: type[Settings]) -> list[dataclasses.Field]:
+    """The fields of classes as they are shown; one that two of them have is that of the later class."""
+    found = {f.name: f for cls in classes for f in dataclasses.fields(cls)}
+    return sorted(found.values(), key=lambda f: info(f).last)
+
+
 def names(cls: type[Settings]) -> list[str]:
     """Names of the settings of a class."""
     return [f.name for f in dataclasses.fields(cls)]
@@ -133,7 +141,7 @@ def takes(*classes: type[Settings], more: bool = False) -> Callable[[Callable], 
     "{settings}" in the docstring is replaced by a paragraph for each setting.
 
     Args:
-        classes: The classes; a setting that two of them have is taken from the first.
+        classes: The classes; a setting that two of them have is that of the later one.
         more: Whether the function takes keywords beyond these.
     """
 
@@ -141,15 +149,16 @@ def takes(*classes: type[Settings], more: bool = False) -> Callable[[Callable], 
         own = inspect.signature(function)
         first = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         open_end = [p for p in own.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD and more]
-        fields = {f.name: f for cls in reversed(classes) for f in dataclasses.fields(cls)}
+        places = {name: i for i, name in enumerate(own.parameters)}
+        shown = sorted(fields(*classes), key=lambda f: places.get(f.name, len(places)))
         rest = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=f.type)
-            for name, f in fields.items()
-            if name not in own.parameters
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=f.type)
+            for f in shown
+            if f.name not in own.parameters
         ]
         function.__signature__ = own.replace(parameters=[*first, *rest, *open_end])
         if function.__doc__:
-            paragraphs = (_paragraph(f) for f in fields.values())
+            paragraphs = map(_paragraph, shown)
             function.__doc__ = function.__doc__.replace(f"{_INDENT}{{settings}}", "\n".join(paragraphs))
         return function
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kerasdef.settings import Info, Settings, info, plain
+from kerasdef.settings import Info, Settings, fields, info, plain
 
 _KINDS = {"bool": bool, "int": int, "float": float, "str": str, "Path": Path}
 SET = "--set"
@@ -55,8 +55,8 @@ def described(cls: type[Settings]) -> str:
 
 def _shown(cls: type[Settings]) -> list[dataclasses.Field]:
     """The fields that the command line has: arguments first."""
-    fields = [f for f in dataclasses.fields(cls) if info(f).option is not None]
-    return sorted(fields, key=lambda f: not info(f).argument)
+    found = [f for f in fields(cls) if info(f).option is not None]
+    return sorted(found, key=lambda f: not info(f).argument)
 
 
 def _parameters(field: dataclasses.Field) -> list[inspect.Parameter]:

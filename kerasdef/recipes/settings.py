@@ -91,13 +91,10 @@ def callbacks() -> Any:
     return setting((), option=None, record=False, check=sequence, help="Keras callbacks, passed to every `fit`.")
 
 
-def learning_rate(default: float = 1e-3) -> Any:
+def learning_rate(falls: bool = True) -> Any:
     """The field for the rate of the optimizer."""
-    return setting(
-        default,
-        check=positive,
-        help="The learning rate of the optimizer Adam at the start of a training.",
-    )
+    end = " at the start; it falls as a cosine to zero." if falls else "."
+    return setting(1e-3, check=positive, help=f"The learning rate of the optimizer Adam{end}")
 
 
 def judged(default: int = 1000) -> Any:
@@ -124,14 +121,18 @@ class RunSettings(Settings):
     data: str | Path | Any = dataset("Also a `Dataset`, or arrays (x, y) or (x_train, y_train, x_test, y_test).")
     out: Path | str | None = setting(
         None,
+        last=True,
         record=False,
         help="The folder for the run: its state, its report and what it exports. A run that was killed goes on from "
         "there and ends with the same result.",
     )
-    seed: int = setting(0, check=checks.non_negative_int, help="The number that all randomness is drawn from.")
+    seed: int = setting(
+        0, last=True, check=checks.non_negative_int, help="The number that all randomness is drawn from."
+    )
     progress: bool | None = setting(
         None,
         option=None,
+        last=True,
         record=False,
         help="Whether progress bars are shown; None shows them on a terminal and in notebooks.",
     )

@@ -137,7 +137,7 @@ class MIASettings(RunSettings):
         check=checks.positive_int,
         help="The number of images in a training batch. By default 128, or 32 below 10,000 training images.",
     )
-    learning_rate: float = common.learning_rate()
+    learning_rate: float = common.learning_rate(falls=False)
     callbacks: Sequence[Any] = common.callbacks()
     test_size: float = setting(
         0.30,

@@ -343,7 +343,7 @@ def _public(method: str) -> Callable:
 
     References: {own.paper or "none, this is the baseline"}.
     """
-    return takes(own, RobustSettings)(run)
+    return takes(RobustSettings, own)(run)
 
 
 _FUNCTIONS = {f"train_{name}": _public(name) for name in OWN}
