@@ -135,7 +135,7 @@ def plain(value: Any) -> str:
 
 
 def takes(*classes: type[Settings], more: bool = False) -> Callable[[Callable], Callable]:
-    """Give a function that ends in `**settings` the signature and the arguments' help of settings classes.
+    """Give a function that ends in keywords of any name the signature and the arguments' help of settings classes.
 
     Parameters that the function names itself keep their place; the others follow as keywords. A line that says only
     "{settings}" in the docstring is replaced by a paragraph for each setting.
@@ -149,12 +149,12 @@ def takes(*classes: type[Settings], more: bool = False) -> Callable[[Callable], 
         own = inspect.signature(function)
         first = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         open_end = [p for p in own.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD and more]
-        places = {name: i for i, name in enumerate(own.parameters)}
+        places = {p.name: i for i, p in enumerate(first)}
         shown = sorted(fields(*classes), key=lambda f: places.get(f.name, len(places)))
         rest = [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=f.type)
             for f in shown
-            if f.name not in own.parameters
+            if f.name not in places
         ]
         function.__signature__ = own.replace(parameters=[*first, *rest, *open_end])
         if function.__doc__:

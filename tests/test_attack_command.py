@@ -288,8 +288,8 @@ def test_arrays_are_attacked_all_of_them_with_indices_or_one_hot_labels(victim, 
         run(victim, (x, np.ones((30, 10))), "fgsm", eps=0.1)
 
 
-def test_an_attack_of_a_data_set_is_in_its_bounds(data):
-    model = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)])
+def test_an_attack_of_a_data_set_is_in_its_bounds(victim, data):
+    model = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), *victim.layers])
     wide = data.rescaled((0, 255))
     found = run(model, wide, "pgd", eps=20.0, n=20, progress=False)
     assert found.result.x_adv.max() <= 255

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 
 import kerasdef.defenses  # registers the layers, so that .keras files load in safe mode
 import kerasdef.models.blocks
@@ -109,11 +110,18 @@ def test_images(data: str | Path | Dataset | tuple, loaded: Loaded) -> Dataset:
 
     Arrays (x, y) that no run split are test images, all of them.
     """
-    dataset = as_dataset(data)
+    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], tuple):
+        whole = Dataset.from_arrays(*data, *data)
+        _, counts = np.unique(whole.y_test, return_counts=True)
+        if counts.min() < 2 or 0.3 * whole.n_test < len(counts):  # too few for a run to have divided them
+            return whole
+        dataset = as_dataset(data)
+        if not is_resplit(dataset, loaded):
+            return whole
+    else:
+        dataset = as_dataset(data)
     if is_resplit(dataset, loaded):
         return dataset.resplit(loaded.settings["test_size"], seed=loaded.settings["seed"])
-    if isinstance(data, tuple | list) and len(data) == 2 and dataset.n_train + dataset.n_test == len(data[0]):
-        return Dataset.from_arrays(*data, *data)
     return dataset
 
 

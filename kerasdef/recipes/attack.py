@@ -89,7 +89,7 @@ def attack(
     model: keras.Model | Callable | str | Path,
     data: str | Path | Dataset | tuple = AttackSettings.data,
     attack: str | Attack = AttackSettings.attack,
-    **settings,
+    **given,
 ) -> AttackRun:
     """Attack a model on the first test images of a data set.
 
@@ -103,7 +103,7 @@ def attack(
         ValueError: An unknown name or setting, a value out of range, or a model that does not fit the data or the
             attack.
     """
-    s = AttackSettings.of({"model": model, "data": data, "attack": attack, **settings})
+    s = AttackSettings.of({"model": model, "data": data, "attack": attack, **given})
     loaded = load_model(s.model)
     dataset = test_images(s.data, loaded)
     chosen, name = _choose(s.attack, s.norm, s.eps, s.settings or {}, dataset.bounds, loaded)
