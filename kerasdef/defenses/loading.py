@@ -11,6 +11,7 @@ import numpy as np
 
 import kerasdef.defenses  # registers the layers, so that .keras files load in safe mode
 import kerasdef.models.blocks
+from kerasdef import checks
 from kerasdef.attacks import Goal, Misclassify
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses import attackable
@@ -111,7 +112,8 @@ def test_images(data: str | Path | Dataset | tuple, loaded: Loaded) -> Dataset:
     Arrays (x, y) that no run split are test images, all of them.
     """
     if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], tuple):
-        whole = Dataset.from_arrays(*data, *data)
+        y = checks.labels("y", data[1])
+        whole = Dataset.from_arrays(data[0], y, data[0], y)
         _, counts = np.unique(whole.y_test, return_counts=True)
         if counts.min() < 2 or 0.3 * whole.n_test < len(counts):  # too few for a run to have divided them
             return whole
