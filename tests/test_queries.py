@@ -12,9 +12,10 @@ from kerasdef.attacks.black.gradient_free import NES, SPSA
 from kerasdef.attacks.black.hop_skip_jump import HopSkipJump
 from kerasdef.attacks.black.square import Square
 from kerasdef.attacks.black.zoo import ZOO
-from kerasdef.attacks.queries import BlackBox, Queries, pieces
+from kerasdef.attacks.queries import Queries, pieces
 from kerasdef.attacks.wrappers.base import Targeted
 from kerasdef.goals import Evade, Hit
+from kerasdef.models import BlackBox
 from kerasdef.testing import LinearOracle
 
 SCORED = [
@@ -243,7 +244,7 @@ def test_a_random_model_draws_anew_for_every_query_and_is_not_changed():
     model = keras.Sequential([keras.Input((8,)), Noise(), keras.layers.Dense(3)])
     before = [np.array(v) for v in model.variables]
     x = np.full((4, 8), 0.5, dtype="float32")
-    ask = Queries(model, Hit(), np.zeros(4, "int32"), budget=10)
+    ask = Queries(models.Victim.of(model), Hit(), np.zeros(4, "int32"), budget=10)
     first, second = (ask(np.arange(4), x)[0] for _ in range(2))
     assert (first != second).all()
     for variable, value in zip(model.variables, before, strict=True):

@@ -807,8 +807,9 @@ def test_a_wrong_value_is_one_line_and_status_2(refused, tmp_path, words, said):
     assert not (tmp_path / "run").exists()
 
 
-def test_each_option_of_a_method_arrives(monkeypatch, command):
-    given = {}
+def test_each_option_of_a_method_arrives(monkeypatch, command, digits, tmp_path):
+    given, own = {}, tmp_path / "own.npz"
+    np.savez(own, **dict(zip(("x_train", "y_train", "x_test", "y_test"), digits, strict=True)))
 
     class Table:
         files: ClassVar[dict] = {}
@@ -820,13 +821,13 @@ def test_each_option_of_a_method_arrives(monkeypatch, command):
 
     monkeypatch.setattr(recipe, "train", train)
     words = (
-        "--dataset mnist --network cnn11 --eps 8/255 --norm l2 --epochs 3 --batch-size 16 --learning-rate 0.01 "
+        f"--dataset {own} --network cnn11 --eps 8/255 --norm l2 --epochs 3 --batch-size 16 --learning-rate 0.01 "
         "--weight-decay 0.1 --no-average --augment --precision bfloat16 --valid-size 0.1 --n-train 99 --n-test 9 "
         "--no-autoattack --set steps=3 --set awp=0.01 --seed 5 --out there"
     )
     status, out, err = command("train", "pgd", *words.split())
     assert (status, out) == (0, "the table\n"), err
-    wanted = {"method": "pgd", "data": "mnist", "network": "cnn11", "eps": 8 / 255, "norm": "l2", "epochs": 3}
+    wanted = {"method": "pgd", "data": str(own), "network": "cnn11", "eps": 8 / 255, "norm": "l2", "epochs": 3}
     wanted |= {"batch_size": 16, "learning_rate": 0.01, "weight_decay": 0.1, "average": False, "augment": True}
     wanted |= {"precision": "bfloat16", "valid_size": 0.1, "n_train": 99, "n_test": 9, "autoattack": False}
     assert str(given.pop("out")) == "there"

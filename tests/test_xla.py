@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import broken, quiet, quiet_run
+from helpers import broken, quiet, quiet_run, size
 
 from kerasdef import backend
 from kerasdef.attacks import APGD, FAB, FMN, MIM, PGD, AutoAttack, CarliniWagner, DeepFool, Square
@@ -75,14 +75,13 @@ def test_a_repeated_step_is_one_loop_in_one_program(gpu):
 
 ATTACKS = {
     "pgd": PGD(eps=0.1, steps=5),
-    "carlini-wagner": CarliniWagner(steps=8, binary_search_steps=2, initial_c=10.0, learning_rate=0.1),
     "deepfool": DeepFool(steps=5),
     "mim": MIM(eps=0.5, norm="l2", steps=5),
     "apgd": APGD(eps=0.1, steps=8),
     "fmn": FMN(norm="l2", steps=10),
     "fab": FAB(norm="l2", steps=5, targets=2),
 }
-DEFAULT = ("pgd", "carlini-wagner", "deepfool")  # XLA takes seconds to compile each: one of every kind of loop
+DEFAULT = ("pgd", "deepfool")  # XLA takes seconds to compile each: one of every kind of loop
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in DEFAULT else pytest.mark.slow) for n in ATTACKS])
@@ -94,6 +93,18 @@ def test_gradient_attacks_give_the_images_that_a_graph_gives(gpu, samples, name)
     xla = quiet(ATTACKS[name], tiny(), x, y, batch_size=16)
     assert np.any(graph != x)
     np.testing.assert_allclose(xla, graph, atol=CLOSE)
+
+
+def test_carlini_wagner_finds_what_a_graph_finds(gpu, samples):
+    """Adam divides by the size of the first gradient, so that rounding grows: sizes are compared, to 5 %."""
+    x, y = samples
+    attack = CarliniWagner(steps=8, binary_search_steps=2, initial_c=10.0, learning_rate=0.1)
+    graph = quiet_run(attack, tiny(), x, y)
+    gpu()
+    xla = quiet_run(attack, tiny(), x, y)
+    assert graph.success.all()
+    assert xla.success.all()
+    np.testing.assert_allclose(size("l2", xla.x_adv - x), size("l2", graph.x_adv - x), rtol=0.05)
 
 
 def test_a_query_attack_gives_the_images_that_a_graph_gives(gpu, samples):

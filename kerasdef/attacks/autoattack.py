@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from keras import ops
 
-from kerasdef import backend, checks, losses, norms
-from kerasdef.attacks import sequence
+from kerasdef import checks, norms
+from kerasdef.attacks import sequence, signs
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.black.square import Square
 from kerasdef.attacks.sequence import SequenceResult
@@ -28,8 +27,6 @@ VERSIONS = {  # Croce and Hein, 2020; "plus" and "rand" as the authors published
 }
 _DRAWS = 20  # authors: gradients averaged in "rand"
 _FEW = 4  # classes below which the targeted DLR loss is not defined
-_LOOKED_AT = 256  # samples on which the model itself is looked at
-_SURE = 0.1  # share of gradients of exactly zero from which the result is doubtful
 
 
 @dataclass(frozen=True, repr=False)
@@ -143,39 +140,14 @@ class AutoAttack(Attack):
     def _look_at(self, model, x, y) -> dict[str, str]:
         """What about the model itself makes the result doubtful."""
         flags = {}
-        x, y = x[:_LOOKED_AT], y[:_LOOKED_AT]
-        draws = [ops.convert_to_numpy(backend.evaluate(model, x, salt)) for salt in range(2)]
-        logits = draws[0]
-        if self.version != "rand" and not np.allclose(*draws, rtol=1e-4, atol=1e-5):  # float noise between two calls
+        if self.version != "rand" and model.random:
             flags["randomized"] = (
                 'The model gives other outputs for the same images: use version="rand", which averages gradients.'
             )
-        if np.all(logits >= 0) and np.allclose(logits.sum(axis=-1), 1.0, atol=1e-4):
-            flags["softmax_output"] = (
-                "The model's outputs are probabilities that could not be looked through: gradients vanish behind a "
-                "softmax, and the result may be too good. Give a model of logits."
-            )
-        zero = self._zero_gradients(model, x, y)
-        if zero > _SURE:
-            flags["zero_gradients"] = (
-                f"The gradient of the cross-entropy is exactly zero for {zero:.0%} of the images: white-box attacks "
-                "see nothing there."
-            )
-        classes = logits.shape[-1]
+        flags |= signs.blind_spots(model, x, y, self.goal)
+        classes = model.classes
         if classes < _FEW and any(part.endswith("-t") for part in self.attacks()):
             flags["few_classes"] = (
                 f"With {classes} classes the targeted DLR loss is not defined; targeted attacks climb the margin."
             )
         return flags
-
-    def _zero_gradients(self, model, x, y) -> float:
-        """Share of the images whose gradient of the cross-entropy is exactly zero."""
-
-        def objective(z):
-            logits = backend.evaluate(model, z)
-            return self.goal.value(losses.cross_entropy, logits, y), logits
-
-        _, logits, grad = backend.compiled(backend.gradient(objective), model)(ops.convert_to_tensor(x))
-        right = ~np.asarray(ops.convert_to_numpy(self.goal.reached(logits, y)))
-        flat = np.abs(ops.convert_to_numpy(grad)).reshape(len(x), -1).max(axis=1) == 0
-        return float(flat[right].mean()) if right.any() else 0.0

@@ -12,8 +12,12 @@ from typing import ClassVar
 import keras
 import numpy as np
 
-from kerasdef import checks, models
+from kerasdef import checks
 from kerasdef.goals import Goal
+from kerasdef.models import Victim
+
+_FRESH = 21  # draws of a random model by which success is judged: odd, so that no vote ties
+_JUDGED = 2**20  # seed of the first of them, far from those of attacks
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,29 +125,40 @@ class Attack(ABC):
     def _run(self, model, x, y, batch_size: int, seed: int, show: bool | None) -> tuple[np.ndarray, np.ndarray]:
         """Attack checked arrays; returns (x_adv, evaluations of each row of it)."""
 
-    def _view(self, model):
-        """The model as the attack sees it: logits of shape (n, classes), and `input_shape`, `output_shape`."""
-        return models.logits_view(model)
+    def _view(self, model) -> Victim:
+        """The model as the attack sees it."""
+        victim = Victim.of(model).facing(self.bounds)
+        if self.access == "white box" and victim.access != "gradients":
+            raise ValueError(f"`model` must be a keras.Model for {type(self).__name__}. Received: a callable")
+        return victim
 
-    def _predict(self, model, x) -> np.ndarray:
-        """Logits of the model as `_view` gives it."""
-        return models.predict_logits(model, x)
-
-    def _success(self, model, x_adv, y) -> np.ndarray:
-        return np.asarray(self.goal.reached(self._predict(model, x_adv), y))
+    def _success(self, victim: Victim, x_adv, y) -> np.ndarray:
+        """Booleans of shape (n,): the goal is reached; for a random model in most of several fresh draws."""
+        if not victim.random:
+            return np.asarray(self.goal.reached(victim.predict(x_adv), y))
+        found = [np.asarray(self.goal.reached(victim.predict(x_adv, seed=_JUDGED + i), y)) for i in range(_FRESH)]
+        return np.mean(found, axis=0) > 0.5
 
     def _prepare(self, model, x, y):
-        model = self._view(model)
-        x = checks.images("x", x, limits=self.bounds, shape=model.input_shape[1:])
+        if isinstance(model, keras.Model):
+            model = Victim.of(model, shape=np.shape(x)[1:])
+        victim = self._view(model)
+        x = checks.images("x", x, limits=self.bounds, shape=victim.input_shape)
         if y is None:
             warnings.warn(
                 "`y` was not given: the attack moves away from the model's own predictions, not from true labels.",
                 UserWarning,
                 stacklevel=3,
             )
-            y = np.argmax(self._predict(model, x), axis=-1)
-        y = checks.labels("y", y, n=len(x), classes=model.output_shape[-1])
-        return model, x, y.astype("int32")
+        black = victim.access != "gradients"
+        logits = victim.predict(x) if black or y is None else None
+        y = logits.argmax(axis=-1) if y is None else checks.labels("y", y, n=len(x))
+        if black:
+            self._accept(victim, y)
+        return victim, x, checks.labels("y", y, n=len(x), classes=victim.classes).astype("int32")
+
+    def _accept(self, victim: Victim, y) -> None:  # noqa: B027 - most attacks take what they get
+        """Raise where a callable gives less than this attack needs."""
 
     def __repr__(self) -> str:
         shown = []

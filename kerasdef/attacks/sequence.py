@@ -79,19 +79,20 @@ def run(
     Raises:
         ValueError: The folder holds the state of another run.
     """
+    first = next(iter(parts.values()))
+    model = first._view(model)
     store = Store(
         out,
         {
             "kerasdef": __version__,
             "attacks": parts,
             "order": list(parts),
-            "model": model,
+            "model": model.facts(),
             "data": digest(x, np.asarray(y, "int64")),
             "n": len(x),
             "seed": seed,
         },
     )
-    first = next(iter(parts.values()))
     x_adv = np.array(x)
     spent = np.zeros(len(x), dtype="int64")
     wrong = first._success(model, x, y)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ import numpy as np
 
 from kerasdef import checks
 from kerasdef.datasets import splits
+from kerasdef.files import digest
 
 SPLITS = ("train", "valid", "test")
 
@@ -175,24 +176,11 @@ class Dataset:
         inputs = {f"x_{split}": getattr(self, f"x_{split}") for split in SPLITS}
         return replace(self, **{name: x.reshape(len(x), *shape) for name, x in inputs.items()})
 
-    def fingerprint(self, *names: str) -> str:
-        """Return a digest of what the samples are: inputs, labels and bounds, whatever the data set is called.
-
-        Two data sets with one fingerprint hold the same samples in the same order and splits.
-
-        Args:
-            *names: Splits to read, of "train", "valid" and "test". None given: all three.
-
-        Raises:
-            ValueError: A name is not that of a split.
-        """
-        value = hashlib.sha256(repr(self.bounds).encode())
-        for split in names or SPLITS:
-            checks.one_of("names", split, SPLITS)
-            for array in (getattr(self, f"x_{split}"), getattr(self, f"y_{split}")):
-                value.update(f"{array.dtype.str}{array.shape}".encode())
-                value.update(np.ascontiguousarray(array).data if array.size else b"")
-        return value.hexdigest()
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of all samples, labels, groups and bounds: data sets of one name may differ."""
+        arrays = [[getattr(self, f"{part}_{split}") for part in ("x", "y", "groups")] for split in SPLITS]
+        return digest(arrays, self.bounds)
 
     def resplit(self, test_size: float = 0.30, seed: int = 0) -> Dataset:
         """Join all splits and divide them anew into train and test, stratified by class; valid gets empty.

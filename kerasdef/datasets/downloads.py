@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import urllib.request
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kerasdef.files import write_whole
 
 TIMEOUT = 30  # seconds without an answer before a download counts as failed
 BLOCK = 1 << 20  # bytes read at a time
@@ -17,7 +18,7 @@ BLOCK = 1 << 20  # bytes read at a time
 def fetch(url: str, path: Path, sha256: str | None = None) -> Path:
     """Download `url` to `path` with a progress bar and return `path`.
 
-    The content goes to a `.part` file that takes its place only when it is complete and has the right digest,
+    The content goes to another file, which takes its place only when it is complete and has the right digest,
     so an interrupted download leaves nothing that looks whole.
 
     Args:
@@ -29,23 +30,20 @@ def fetch(url: str, path: Path, sha256: str | None = None) -> Path:
         OSError: The address cannot be read, or the connection ended early.
         ValueError: The digest is not the expected one.
     """
-    part = path.with_name(path.name + ".part")
     request = urllib.request.Request(url, headers={"User-Agent": "kerasdef"})
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            length = response.headers.get("Content-Length")
-            total = int(length) if length else None
-            path.parent.mkdir(parents=True, exist_ok=True)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        length = response.headers.get("Content-Length")
+        total = int(length) if length else None
+
+        def write(part: Path) -> None:
             with open(part, "wb") as out:
                 received = _copy(response, out, path.name, total)
-        if total is not None and received != total:
-            raise OSError(f"{url} ended after {received} of {total} bytes")
-        if sha256 is not None:
-            _check_digest(part, sha256, url)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+            if total is not None and received != total:
+                raise OSError(f"{url} ended after {received} of {total} bytes")
+            if sha256 is not None:
+                _check_digest(part, sha256, url)
+
+        return write_whole(path, write)
 
 
 def _copy(response, out, title: str, total: int | None) -> int:

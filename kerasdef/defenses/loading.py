@@ -1,4 +1,4 @@
-"""Models as users have them: an object, a .keras file, the folder of a run, a SavedModel."""
+"""Defenses and classifiers as users have them: an object, a .keras file, the folder of a run, a SavedModel."""
 
 from __future__ import annotations
 
@@ -9,101 +9,81 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import kerasdef.defenses  # registers the layers, so that .keras files load in safe mode
-import kerasdef.models.blocks
 from kerasdef import checks
-from kerasdef.attacks import Goal, Misclassify
 from kerasdef.datasets import Dataset, as_dataset
-from kerasdef.defenses import attackable
-from kerasdef.models.export import run_of, served
+from kerasdef.defenses.base import Defense, Outputs, as_defense
+from kerasdef.models.bounds import UNIT, input_bounds
+from kerasdef.models.export import Served, run_of
+from kerasdef.models.loading import read_keras as read_keras
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model that is ready to be attacked.
+    """A defense, and where it is from.
 
     Args:
-        model: Keras model of logits, or a callable from images to scores.
-        goal: What an attacker of it wants.
+        defense: What is attacked; a plain classifier is a defense without a reject class.
         name: In words, for reports.
-        classes: Number of real classes, None where it cannot be known.
-        reject: Label that stands for "adversarial", or None.
-        settings: Settings of the run that it is from, empty for others.
+        settings: Settings of the run that it is from, None for others.
     """
 
-    model: keras.Model | Callable
-    goal: Goal
+    defense: Defense | Outputs
     name: str
-    classes: int | None = None
-    reject: int | None = None
     settings: dict | None = None
 
     @property
     def black_box(self) -> bool:
-        """Whether the model gives outputs only."""
-        return not isinstance(self.model, keras.Model)
+        """Whether the defense gives outputs only."""
+        return isinstance(self.defense, Outputs)
 
 
-def load_model(model: keras.Model | Callable | str | Path) -> Loaded:
-    """Make a model ready to be attacked.
+def load(path: str | Path) -> Defense | Outputs:
+    """The defense of a .keras file, of the folder of a finished run, or of a SavedModel.
 
-    A defense that votes is attacked whole, with all its members, for a label that is neither the true one nor
-    "adversarial".
-
-    Args:
-        model: A built Keras classifier, a callable from images to logits, probabilities or labels, a .keras file, the
-            folder of a finished run, or the folder of a SavedModel (outputs only: black-box attacks).
+    A plain classifier comes back as a defense without a reject class, a SavedModel as one that gives outputs only.
 
     Raises:
         ValueError: There is no model where the path leads.
     """
-    if isinstance(model, keras.Model):
-        return _keras(model, model.name)
+    return load_model(Path(path)).defense
+
+
+def load_model(model: keras.Model | Callable | str | Path, *, bounds: tuple[float, float] | None = None) -> Loaded:
+    """Make a defense of any model, and tell what is known of where it is from.
+
+    Args:
+        model: A defense, a built Keras classifier, a callable from images to logits, probabilities or labels, a .keras
+            file, the folder of a finished run, or the folder of a SavedModel (outputs only: black-box attacks).
+        bounds: `(low, high)`: range of the values of the data, which a classifier or callable takes that does not say
+            its own. None is (0, 1).
+
+    Raises:
+        ValueError: There is no model where the path leads.
+    """
     if not isinstance(model, str | Path):
-        if callable(model):
-            return Loaded(model, Misclassify(), getattr(model, "__name__", "model"))
-        raise ValueError(f"`model` must be a Keras model, a callable or a path. Received: model={model!r}")
+        if not isinstance(model, keras.Model | Outputs) and not callable(model):
+            raise ValueError(f"`model` must be a Keras model, a callable or a path. Received: model={model!r}")
+        return Loaded(_defense(model, bounds), getattr(model, "name", getattr(model, "__name__", "model")))
     path = Path(model)
     if path.suffix == ".keras" and path.is_file():
-        return _keras(keras.saving.load_model(path, safe_mode=True), path.stem, run_of(path))
+        return Loaded(_defense(read_keras(path), bounds), path.stem, run_of(path))
     if (path / "saved_model.pb").is_file():
-        (scores, reject), settings = served(path), run_of(path)
-        reject = scores.classes - 1 if _of_iar(settings) else reject
-        goal = Misclassify() if reject is None else kerasdef.attacks.Evade(reject)
-        return Loaded(scores, goal, path.name, classes=reject, reject=reject, settings=settings)
+        served = Served(path)
+        facts = {"classes": served.classes, "reject": served.reject}
+        facts["bounds"] = served.bounds or (UNIT if bounds is None else bounds)
+        return Loaded(Outputs(served, name=path.name, **facts), path.name, run_of(path))
     files = sorted(path.glob("*.keras")) if path.is_dir() else []
     if len(files) == 1:
-        return _keras(keras.saving.load_model(files[0], safe_mode=True), path.name, run_of(files[0]))
+        return Loaded(_defense(read_keras(files[0]), bounds), path.name, run_of(files[0]))
     raise ValueError(
         "`model` must be a .keras file, the folder of a finished run, or the folder of a SavedModel. "
         f"Received: model={str(model)!r}"
     )
 
 
-def read_keras(path: str | Path) -> keras.Model:
-    """The model of a .keras file.
-
-    Raises:
-        ValueError: There is no such file.
-    """
-    path = Path(path)
-    if path.suffix != ".keras" or not path.is_file():
-        raise ValueError(f"`model` must be a .keras file. Received: model={str(path)!r}")
-    return keras.saving.load_model(path, safe_mode=True)
-
-
-def _of_iar(settings: dict | None) -> bool:
-    """Whether a run made a plain classifier whose last class stands for "adversarial"."""
-    return (settings or {}).get("recipe") == "iar"
-
-
-def _keras(model: keras.Model, name: str, settings: dict | None = None) -> Loaded:
-    model, goal = attackable(model)
-    if _of_iar(settings):
-        goal = kerasdef.attacks.Evade(model.output_shape[-1] - 1)
-    classes = model.output_shape[-1]
-    reject = getattr(goal, "reject", None)
-    return Loaded(model, goal, name, classes if reject is None else classes - 1, reject, settings)
+def _defense(model, bounds) -> Defense | Outputs:
+    """A defense of a model, with these bounds where the model says none."""
+    return as_defense(model, bounds=None if input_bounds(model) else bounds)
 
 
 def test_images(data: str | Path | Dataset | tuple, loaded: Loaded) -> Dataset:
@@ -130,4 +110,4 @@ def test_images(data: str | Path | Dataset | tuple, loaded: Loaded) -> Dataset:
 def is_resplit(dataset: Dataset, loaded: Loaded) -> bool:
     """Whether the run that the model is from divided these very samples anew."""
     settings = loaded.settings or {}
-    return "test_size" in settings and settings.get("data") == dataset.fingerprint()
+    return "test_size" in settings and settings.get("data") == dataset.fingerprint

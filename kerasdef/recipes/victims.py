@@ -77,7 +77,7 @@ def gma_victims(
         attack: A `GMA`; None for the default.
         epochs: Passes of each network.
         batch_size: Samples in a training batch.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate of Adam, above 0.
         limit: Most test images that are attacked.
         seed: All randomness comes from it.
         out: Folder for the run; a run that was killed goes on from the last finished network.
@@ -145,9 +145,9 @@ def gma_victims(
     return Victims(built, analyses, report, files)
 
 
-def _outcomes(name: str, model, attack: GMA, x, y, show) -> list[Outcome]:
+def _outcomes(name: str, model, attack: GMA, x, y, progress) -> list[Outcome]:
     """What a network says of the clean images and of those under GMA."""
-    x_adv = attack(model, x, y, progress=show)
+    x_adv = attack(model, x, y, progress=progress)
     index = np.repeat(np.arange(len(x)), len(x_adv) // len(x))
     said = [models.predict_logits(model, images).argmax(axis=1) for images in (x, x_adv)]
     return [

@@ -97,7 +97,7 @@ class CarliniWagner(StepAttack):
             reached = self.goal.reached(logits, y)
             return size + c * hinge(reached, gain, self.confidence), (z, size, gain, ops.cast(reached, gain.dtype))
 
-        value, (z, size, gain, reached), grad = self.gradient(model, objective, state["w"], state["moves"])
+        value, (z, size, gain, reached), grad = self.gradient(model, objective, state["w"], state)
         hit = hits(reached, gain, self.confidence)
         better = ops.logical_and(hit, size < state["size"])
         found = ops.logical_or(state["found"], hit)

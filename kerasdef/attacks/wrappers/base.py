@@ -6,12 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-import keras
 import numpy as np
 
 from kerasdef import checks
 from kerasdef.attacks.base import Attack
-from kerasdef.attacks.queries import predict
 from kerasdef.attacks.white.gradient import GradientAttack
 from kerasdef.goals import Goal, Hit
 
@@ -55,8 +53,8 @@ class Wrapper(Attack):
     def _view(self, model):
         return self.attack._view(model)
 
-    def _prepare(self, model, x, y):
-        return super()._prepare(model, x, y) if isinstance(model, keras.Model) else self.attack._prepare(model, x, y)
+    def _accept(self, victim, y):
+        self.attack._accept(victim, y)
 
     def _success(self, model, x_adv, y):
         return self.attack._success(model, x_adv, y)
@@ -90,14 +88,14 @@ class Targeted(Wrapper):
     def run(self, model, x, y=None, *, batch_size: int = 256, seed: int = 0, progress: bool | None = None):
         """Attack every sample of an array; success is to be taken for the target."""
         model, x, y = self._prepare(model, x, y)
-        targets = self._choose(predict(model, x), y, seed)
+        targets = self._choose(model.predict(x), y, seed)
         return self._aimed().run(model, x, targets, batch_size=batch_size, seed=seed, progress=progress)
 
     def _aimed(self) -> Attack:
         return self.attack.with_goal(Hit())
 
     def _run(self, model, x, y, batch_size, seed, show):
-        targets = self._choose(predict(model, x), y, seed)
+        targets = self._choose(model.predict(x), y, seed)
         return self._aimed()._run(model, x, targets.astype("int32"), batch_size, seed, show)
 
     def _choose(self, logits, y, seed):

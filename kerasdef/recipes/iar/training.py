@@ -65,7 +65,7 @@ def train(data: str | Path | Dataset | tuple = IARSettings.data, **settings) -> 
     dataset = as_dataset(s.data)
     if len(dataset.input_shape) != 3:
         raise ValueError(f"`data` must be images. Received: samples of shape {dataset.input_shape}")
-    whole, (low, high) = dataset.fingerprint(), dataset.bounds
+    whole, (low, high) = dataset.fingerprint, dataset.bounds
     usual = EPS[int(dataset.input_shape[-1] > 1)]
     s = dataclasses.replace(s, eps=usual if s.eps is None else s.eps / (high - low))
     dataset = dataset.rescaled((0.0, 1.0)).resplit(SPLIT, seed=s.seed).with_validation(0.05, seed=s.seed)

@@ -57,7 +57,7 @@ def train(data: str | Dataset | tuple | Path = MIASettings.data, **settings) -> 
     """
     s = MIASettings.of({"data": data, **settings})
     dataset = as_dataset(s.data)
-    whole, dataset = dataset.fingerprint(), dataset.rescaled((0.0, 1.0))
+    whole, dataset = dataset.fingerprint, dataset.rescaled((0.0, 1.0))
     size = math.prod(dataset.input_shape)
     attacks = s.attacks if isinstance(s.attacks, Mapping) else {name: default_attack(name, size) for name in s.attacks}
     dataset = dataset.resplit(s.test_size, seed=s.seed).with_validation(s.valid_size, seed=s.seed)

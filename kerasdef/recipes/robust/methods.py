@@ -30,6 +30,7 @@ from kerasdef.training import (
     most_confusing,
 )
 from kerasdef.training.schedules import radii_of
+from kerasdef.training.trainer import check_classifier
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Clean(Method):
     """Trains the model itself on clean images."""
 
     def trainer(self, job: Job) -> keras.Model:
-        """The model itself."""
+        """The model itself, once it is clear that it can be attacked."""
+        check_classifier(job.model)
         return job.model
 
     def full(self, job: Job) -> None:

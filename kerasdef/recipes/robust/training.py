@@ -71,7 +71,7 @@ def train(method: str, data: str | Path | Dataset | tuple = RobustSettings.data,
     spec = method_of(method, {name: value for name, value in settings.items() if name not in shared})
     s = RobustSettings.of({"data": data, **given})
     dataset = as_dataset(s.data)
-    whole, (low, high) = dataset.fingerprint(), dataset.bounds
+    whole, (low, high) = dataset.fingerprint, dataset.bounds
     if s.model is None:
         s = dataclasses.replace(s, eps=None if s.eps is None else s.eps / (high - low))
         dataset, (low, high) = dataset.rescaled((0.0, 1.0)), (0.0, 1.0)
