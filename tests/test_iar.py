@@ -588,7 +588,7 @@ def test_data_in_other_bounds_is_the_same_data(data):
     x, y = data
     wide = kerasdef.Dataset.from_arrays(2 * x[:900] - 1, y[:900], 2 * x[900:] - 1, y[900:], bounds=(-1.0, 1.0))
     unit = kerasdef.Dataset.from_arrays(x[:900], y[:900], x[900:], y[900:])
-    changes = {"attacks": None, "iterations": 4, "round_size": 30, "batch_size": 30, "epochs": 1}
+    changes = {"attacks": None, "iterations": 6, "round_size": 30, "batch_size": 30, "epochs": 1}
     a = kerasdef.train_iar(unit, **settings(**changes))
     b = kerasdef.train_iar(wide, **settings(**changes | {"eps": 2 * EPS}))
     assert a.report.settings["eps"] == b.report.settings["eps"] == EPS
