@@ -81,7 +81,7 @@ def gma_victims(
         limit: Most test images that are attacked.
         seed: All randomness comes from it.
         out: Folder for the run; a run that was killed goes on from the last finished network.
-        progress: Show progress bars; None shows them on a terminal and in notebooks.
+        progress: Whether progress bars are shown; None shows them on a terminal and in notebooks.
 
     Raises:
         ValueError: A setting is out of range, a name is unknown, or `out` is of another run.

@@ -18,7 +18,7 @@ from kerasdef.evaluation import Outcome
 from kerasdef.recipes.base import l2_distance
 from kerasdef.recipes.mia.result import MIA, vote
 from kerasdef.recipes.mia.sets import AdversarialSet, l2_radii, portion
-from kerasdef.recipes.mia.settings import ADAPTIVE_STEP, RADII, Settings
+from kerasdef.recipes.mia.settings import ADAPTIVE_STEP, RADII, MIASettings
 from kerasdef.reporting import Report
 from kerasdef.runs.seeds import derive
 from kerasdef.runs.store import Store
@@ -53,7 +53,7 @@ class Judge:
     """
 
     data: Dataset
-    settings: Settings
+    settings: MIASettings
     sets: Mapping[str, Mapping[str, AdversarialSet]]
     rows: np.ndarray
 

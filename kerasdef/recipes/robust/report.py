@@ -18,15 +18,15 @@ from kerasdef.runs.seeds import derive
 from kerasdef.runs.store import Store
 
 
-def attacks_of(eps: float, norm: str) -> dict[str, Attack]:
+def attacks_of(eps: float, norm: str, bounds: tuple[float, float] = (0.0, 1.0)) -> dict[str, Attack]:
     """The attacks that every classifier meets (hybrid paper, section 4.1), AutoAttack aside.
 
     "cw" is PGD on the margin, the loss of Carlini and Wagner, within the radius (Madry et al., 2018, section 5).
     """
     return {
-        "fgsm": FGSM(eps=eps, norm=norm),
-        "pgd": PGD(eps=eps, norm=norm, steps=20),
-        "cw": PGD(eps=eps, norm=norm, steps=20, loss="margin"),
+        "fgsm": FGSM(eps=eps, norm=norm, bounds=bounds),
+        "pgd": PGD(eps=eps, norm=norm, steps=20, bounds=bounds),
+        "cw": PGD(eps=eps, norm=norm, steps=20, loss="margin", bounds=bounds),
     }
 
 
@@ -66,7 +66,7 @@ class Judge:
         """Outcomes of the classifier on clean images and under every attack on itself."""
         found = [self.outcome(name, "adaptive", "clean", model, self.x)]
         options = {"batch_size": 256, "progress": self.show}
-        for attack, settings in attacks_of(self.eps, self.norm).items():
+        for attack, settings in attacks_of(self.eps, self.norm, self.data.bounds).items():
 
             def make(attack=attack, settings=settings):
                 return settings(model, self.x, self.y, seed=derive(self.seed, attack), **options)
@@ -74,7 +74,7 @@ class Judge:
             x = self.attacked(pieces, name, attack, make)
             found.append(self.outcome(name, "adaptive", attack, model, x))
         if autoattack:
-            whole = AutoAttack(eps=self.eps, norm=self.norm)
+            whole = AutoAttack(eps=self.eps, norm=self.norm, bounds=self.data.bounds)
             label = f"{name}-autoattack"
             x, flags = run_autoattack(pieces, label, whole, model, self.x, self.y, seed=self.seed, **options)
             self.made.setdefault(name, {})["autoattack"] = x
