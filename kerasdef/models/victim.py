@@ -127,12 +127,12 @@ class WhiteBox(Victim):
         self.map: tuple[float, float] | None = None  # factor and offset from the data to the model
         self.input_shape = tuple(self.view.input_shape[1:])
         self.classes = self.view.output_shape[-1]
+        if self.view not in _RANDOM:  # found out now, by two draws: inside a program there are no values to compare
+            _RANDOM[self.view] = self._draws_numbers()
 
     @property
     def random(self) -> bool:
-        """Whether the model draws random numbers when it answers: found out once, by two draws."""
-        if self.view not in _RANDOM:
-            _RANDOM[self.view] = self._draws_numbers()
+        """Whether the model draws random numbers when it answers."""
         return _RANDOM[self.view]
 
     def _draws_numbers(self) -> bool:
@@ -220,6 +220,22 @@ class WhiteBox(Victim):
                 found = np.empty((len(x), *out.shape[1:]), dtype="float32")
             found[part] = out[: part.stop - part.start]
         return found
+
+
+def mean_logits(victim: WhiteBox, x, draw, count: int):
+    """Logits of a batch, averaged over some draws of a random model; those of any other model as they are.
+
+    Args:
+        victim: The classifier.
+        x: Tensor of shape (n, ...).
+        draw: Tensor of shape (n,), uint32.
+        count: Draws of each sample.
+    """
+    if not victim.random:
+        return victim.logits(x)
+    many = draws.fold(ops.repeat(draw, count), ops.tile(ops.arange(count), ops.shape(draw)))
+    logits = victim.logits(ops.repeat(x, count, axis=0), many)
+    return ops.mean(ops.reshape(logits, (-1, count, *logits.shape[1:])), axis=1)
 
 
 def predict_logits(model: keras.Model | Victim, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:

@@ -38,6 +38,7 @@ class CarliniWagner(StepAttack):
     References: Carlini and Wagner, 2017, https://arxiv.org/abs/1608.04644 (section V.B and VI.A).
     """
 
+    norm: ClassVar[norms.Norm] = norms.L2()
     kind: ClassVar[str] = "minimal"
 
     confidence: float = 0.0
