@@ -168,7 +168,7 @@ def test_the_table_has_a_row_for_each_box_and_attack_with_the_numbers_of_the_rep
     for model in ("before", "after"):
         row = result.report.metrics(model, "gray_pgd")
         assert table.loc[("gray box", "pgd"), model] == 100 * row["adversarial_accuracy"]
-        assert table.loc[("gray box", "pgd"), f"{model}, not fooled"] == 100 * row["withstood"]
+        assert table.loc[("gray box", "pgd"), f"{model}, not fooled"] == 100 * row["not_fooled"]
 
 
 def test_gray_box_images_are_made_on_the_surrogate_and_are_the_same_for_both_models(run, judged):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ from kerasdef.recipes.mia.result import MIA, vote
 from kerasdef.recipes.mia.sets import AdversarialSet, l2_radii, portion
 from kerasdef.recipes.mia.settings import ADAPTIVE_STEP, RADII, Settings
 from kerasdef.reporting import Report
+
+_CYCLE = re.compile(r"(.+)/cycle(\d+)")
+_VOTER = re.compile(r"voter\d+")
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,8 @@ class Judge:
             self.data,
             outcomes,
             seed=self.settings.seed,
+            main="mia",
+            hidden=hidden(list(dict.fromkeys(o.model for o in outcomes))),
             examples=self.examples(target),
             notes=self.notes(rule, share),
             flags=self.flags(rule),
@@ -205,5 +211,15 @@ def joint_report(data: Dataset, parts: Mapping[str, MIA], **run) -> Report:
 
 
 def _report(data: Dataset, outcomes: Sequence[Outcome], **rest) -> Report:
-    k = data.classes
-    return Report(outcomes, classes=k, reject=k, class_names=data.class_names, dataset=data.name, **rest)
+    facts = {"class_names": data.class_names, "dataset": data.name, "bounds": data.bounds}
+    return Report(outcomes, classes=data.classes, reject=data.classes, **facts, **rest)
+
+
+def hidden(models: Sequence[str]) -> list[str]:
+    """Of the models of a run: the voters, and EAT models of every cycle but the last."""
+    cycles = {}
+    for name in models:
+        if found := _CYCLE.fullmatch(name):
+            cycles.setdefault(found[1], []).append((int(found[2]), name))
+    earlier = {name for found in cycles.values() for _, name in sorted(found)[:-1]}
+    return [name for name in models if name in earlier or _VOTER.fullmatch(name)]

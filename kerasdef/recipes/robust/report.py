@@ -95,6 +95,7 @@ class Judge:
             classes=self.data.classes,
             class_names=self.data.class_names,
             dataset=self.data.name,
+            bounds=self.data.bounds,
             seed=self.seed,
             costs=costs,
             notes=[*notes, *rest.pop("notes", ())],
