@@ -181,8 +181,8 @@ def test_a_saved_model_is_a_black_box_that_decides_as_the_vote(vote, data, tmp_p
     export(vote, tmp_path / "saved_model")
     loaded = load_model(tmp_path / "saved_model")
     assert loaded.black_box
-    assert loaded.reject == 10
-    scores = loaded.model(data.x_test[:50])
+    assert loaded.defense.reject == 10
+    scores = loaded.defense.surface()[0](data.x_test[:50])
     np.testing.assert_array_equal(np.argmax(scores, axis=1), np.array(vote(data.x_test[:50])["label"]))
     with pytest.raises(ValueError, match="black-box attack"):
         run(tmp_path / "saved_model", "digits", "autoattack", eps=0.1)
@@ -251,10 +251,11 @@ def test_a_model_of_a_run_is_attacked_on_the_images_that_the_run_held_out(victim
 
 def test_an_export_elsewhere_knows_its_run_and_its_reject_class(victim, data, tmp_path):
     settings = {"recipe": "iar", "dataset": "digits", "test_size": 0.4, "seed": 3}
-    export(victim, tmp_path / "served", facts={"run": settings})
+    export(defenses.RejectClass(victim), tmp_path / "served", facts={"run": settings})
     loaded = load_model(tmp_path / "served")
     assert loaded.settings == settings
-    assert (loaded.classes, loaded.reject, loaded.goal) == (9, 9, Evade(9))  # of iar the last class says "adversarial"
+    assert (loaded.defense.classes, loaded.defense.reject) == (9, 9)
+    assert loaded.defense.surface()[1] == Evade(9)
     x, y = data.x_test[:40], data.y_test[:40]
     nine = y < 9
     small = datasets.Dataset.from_arrays(x[nine], y[nine], x[nine], y[nine])

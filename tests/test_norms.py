@@ -9,7 +9,8 @@ from keras import ops
 from kerasdef import norms
 from kerasdef import random as draws
 from kerasdef.norms import L1, L2, Box, Linf, Masked, Norm
-from kerasdef.testing import _check_projection, _check_steepest, check_norm
+from kerasdef.testing import check_norm
+from kerasdef.testing.norms import _check_projection, _check_steepest
 
 SHAPED = (Masked, Box)  # made for samples of one shape, so without a name
 EXPORTED = [c for c in vars(norms).values() if inspect.isclass(c) and issubclass(c, Norm) and c not in (Norm, *SHAPED)]

@@ -1,7 +1,14 @@
-"""Defenses as Keras layers and models: gradients flow through them, and they export as one SavedModel."""
+"""Defenses as Keras models: gradients flow through them, they say how they are attacked, and they export whole."""
 
+import kerasdef.models.blocks  # noqa: F401  registers the layers, so that .keras files load in safe mode
+from kerasdef.defenses.base import Decision as Decision
+from kerasdef.defenses.base import Defense as Defense
+from kerasdef.defenses.base import Plain as Plain
+from kerasdef.defenses.base import RejectClass as RejectClass
+from kerasdef.defenses.base import as_defense as as_defense
+from kerasdef.defenses.loading import load as load
 from kerasdef.defenses.voting import EvadeVote as EvadeVote
 from kerasdef.defenses.voting import Vote as Vote
-from kerasdef.defenses.voting import attackable as attackable
+from kerasdef.defenses.voting import Voting as Voting
 from kerasdef.defenses.voting import bootstrap_indices as bootstrap_indices
 from kerasdef.defenses.voting import voting_model as voting_model

@@ -1,4 +1,4 @@
-"""Models as users have them: an object, a .keras file, the folder of a run, a SavedModel."""
+"""Defenses and classifiers as users have them: an object, a .keras file, the folder of a run, a SavedModel."""
 
 from __future__ import annotations
 
@@ -8,101 +8,72 @@ from pathlib import Path
 
 import keras
 
-import kerasdef.defenses  # registers the layers, so that .keras files load in safe mode
-import kerasdef.models.blocks
-from kerasdef.attacks import Goal, Misclassify
 from kerasdef.datasets import Dataset
 from kerasdef.datasets import load as load_dataset
-from kerasdef.defenses import attackable
-from kerasdef.models.export import run_of, served
+from kerasdef.defenses.base import Defense, Outputs, as_defense
+from kerasdef.models.export import Served, run_of
+from kerasdef.models.loading import read_keras as read_keras
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model that is ready to be attacked.
+    """A defense, and where it is from.
 
     Args:
-        model: Keras model of logits, or a callable from images to scores.
-        goal: What an attacker of it wants.
+        defense: What is attacked; a plain classifier is a defense without a reject class.
         name: In words, for reports.
-        classes: Number of real classes, None where it cannot be known.
-        reject: Label that stands for "adversarial", or None.
-        settings: Settings of the run that it is from, empty for others.
+        settings: Settings of the run that it is from, None for others.
     """
 
-    model: keras.Model | Callable
-    goal: Goal
+    defense: Defense | Outputs
     name: str
-    classes: int | None = None
-    reject: int | None = None
     settings: dict | None = None
 
     @property
     def black_box(self) -> bool:
-        """Whether the model gives outputs only."""
-        return not isinstance(self.model, keras.Model)
+        """Whether the defense gives outputs only."""
+        return isinstance(self.defense, Outputs)
 
 
-def load_model(model: keras.Model | Callable | str | Path) -> Loaded:
-    """Make a model ready to be attacked.
+def load(path: str | Path) -> Defense | Outputs:
+    """The defense of a .keras file, of the folder of a finished run, or of a SavedModel.
 
-    A defense that votes is attacked whole, with all its members, for a label that is neither the true one nor
-    "adversarial".
-
-    Args:
-        model: A built Keras classifier, a callable from images to logits, probabilities or labels, a .keras file, the
-            folder of a finished run, or the folder of a SavedModel (outputs only: black-box attacks).
+    A plain classifier comes back as a defense without a reject class, a SavedModel as one that gives outputs only.
 
     Raises:
         ValueError: There is no model where the path leads.
     """
-    if isinstance(model, keras.Model):
-        return _keras(model, model.name)
+    return load_model(Path(path)).defense
+
+
+def load_model(model: keras.Model | Callable | str | Path) -> Loaded:
+    """Make a defense of any model, and tell what is known of where it is from.
+
+    Args:
+        model: A defense, a built Keras classifier, a callable from images to logits, probabilities or labels, a .keras
+            file, the folder of a finished run, or the folder of a SavedModel (outputs only: black-box attacks).
+
+    Raises:
+        ValueError: There is no model where the path leads.
+    """
     if not isinstance(model, str | Path):
-        if callable(model):
-            return Loaded(model, Misclassify(), getattr(model, "__name__", "model"))
-        raise ValueError(f"`model` must be a Keras model, a callable or a path. Received: model={model!r}")
+        if not isinstance(model, keras.Model | Outputs) and not callable(model):
+            raise ValueError(f"`model` must be a Keras model, a callable or a path. Received: model={model!r}")
+        return Loaded(as_defense(model), getattr(model, "name", getattr(model, "__name__", "model")))
     path = Path(model)
     if path.suffix == ".keras" and path.is_file():
-        return _keras(keras.saving.load_model(path, safe_mode=True), path.stem, run_of(path))
+        return Loaded(as_defense(read_keras(path)), path.stem, run_of(path))
     if (path / "saved_model.pb").is_file():
-        (scores, reject), settings = served(path), run_of(path)
-        reject = scores.classes - 1 if _of_iar(settings) else reject
-        goal = Misclassify() if reject is None else kerasdef.attacks.Evade(reject)
-        return Loaded(scores, goal, path.name, classes=reject, reject=reject, settings=settings)
+        served = Served(path)
+        facts = {"classes": served.classes, "reject": served.reject, "bounds": served.bounds}
+        return Loaded(Outputs(served, name=path.name, **facts), path.name, run_of(path))
     files = sorted(path.glob("*.keras")) if path.is_dir() else []
     if len(files) == 1:
-        return _keras(keras.saving.load_model(files[0], safe_mode=True), path.name, run_of(files[0]))
+        return Loaded(as_defense(read_keras(files[0])), path.name, run_of(files[0]))
     raise ValueError(
         "`model` must be a .keras file, the folder of a finished run, or the folder of a SavedModel. "
         f"Received: model={str(model)!r}"
     )
-
-
-def read_keras(path: str | Path) -> keras.Model:
-    """The model of a .keras file.
-
-    Raises:
-        ValueError: There is no such file.
-    """
-    path = Path(path)
-    if path.suffix != ".keras" or not path.is_file():
-        raise ValueError(f"`model` must be a .keras file. Received: model={str(path)!r}")
-    return keras.saving.load_model(path, safe_mode=True)
-
-
-def _of_iar(settings: dict | None) -> bool:
-    """Whether a run made a plain classifier whose last class stands for "adversarial"."""
-    return (settings or {}).get("recipe") == "iar"
-
-
-def _keras(model: keras.Model, name: str, settings: dict | None = None) -> Loaded:
-    model, goal = attackable(model)
-    if _of_iar(settings):
-        goal = kerasdef.attacks.Evade(model.output_shape[-1] - 1)
-    classes = model.output_shape[-1]
-    reject = getattr(goal, "reject", None)
-    return Loaded(model, goal, name, classes if reject is None else classes - 1, reject, settings)
 
 
 def test_images(dataset: str | Path | Dataset, loaded: Loaded) -> Dataset:

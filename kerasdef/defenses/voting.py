@@ -10,7 +10,8 @@ import numpy as np
 from keras import ops
 from sklearn.utils import check_random_state
 
-from kerasdef import checks, models
+from kerasdef import checks
+from kerasdef.defenses.base import NOBODY, OfMembers, check_member
 from kerasdef.goals import Evade, Goal, Misclassify
 
 _SEEDS = np.iinfo(np.int32).max  # scikit-learn draws the seeds of the members below this
@@ -74,10 +75,9 @@ class Vote(keras.layers.Layer):
         """Count the votes."""
         label, votes, probabilities = decide(ops.stack(logits, axis=1))
         label = ops.cast(label, "int32")
-        nobody = -1
         return {
             "label": label,
-            "is_adversarial": ops.equal(label, nobody if self.reject is None else self.reject),
+            "is_adversarial": ops.equal(label, NOBODY if self.reject is None else self.reject),
             "votes": ops.cast(votes, "int32"),
             "probabilities": probabilities,
         }
@@ -97,42 +97,67 @@ class Vote(keras.layers.Layer):
         return {**super().get_config(), "reject": self.reject}
 
 
-def voting_model(members: Sequence[keras.Model], *, reject: int | None = None, name: str = "vote") -> keras.Model:
-    """Join classifiers into one model from images to a decision.
+@keras.saving.register_keras_serializable(package="kerasdef")
+class Voting(OfMembers):
+    """Several classifiers that vote: the label with the most votes, ties decided by the mean probability.
+
+    Called on a tensor it gives the outputs of `Vote`.
 
     Args:
-        members: Built classifiers with the same input and output shapes.
+        members: Built classifiers with the same input and output shapes; what stands behind their logits, such as a
+            softmax, is left off.
         reject: Index of the class that stands for "adversarial", or None.
+        bounds: `(low, high)`: range of the values that the members take. None takes what they say, else (0, 1).
         name: Of the model.
 
-    Returns:
-        A `keras.Model` with the outputs of `Vote`.
-
     Raises:
-        ValueError: No members, or members whose shapes differ.
+        ValueError: No members, or members whose shapes or ranges differ.
     """
-    members = list(members)
-    if not members:
-        raise ValueError("`members` must be one or more models. Received: members=[]")
-    shapes = {(tuple(m.input_shape), tuple(m.output_shape)) for m in members}
-    if len(shapes) > 1:
-        raise ValueError(f"`members` must have the same input and output shapes. Received: {sorted(shapes)}")
-    if reject is not None and reject >= members[0].output_shape[-1]:
-        raise ValueError(
-            f"`reject` must be below the number of outputs, {members[0].output_shape[-1]}. Received: reject={reject}"
-        )
-    inputs = keras.Input(members[0].input_shape[1:], name="images")
-    logits = [view(inputs) for view in models.named_views(members)]
-    return keras.Model(inputs, Vote(reject, name="decision")(logits), name=name)
+
+    def __init__(
+        self,
+        members: Sequence[keras.Model],
+        *,
+        reject: int | None = None,
+        bounds: tuple[float, float] | None = None,
+        name: str = "vote",
+    ):
+        members = list(members)
+        if not members:
+            raise ValueError("`members` must be one or more models. Received: members=[]")
+        for member in members:
+            check_member(member)
+        shapes = {(tuple(m.input_shape), tuple(m.output_shape)) for m in members}
+        if len(shapes) > 1:
+            raise ValueError(f"`members` must have the same input and output shapes. Received: {sorted(shapes)}")
+        outputs = max(2, members[0].output_shape[-1])  # one sigmoid output stands for two classes
+        if reject is not None and reject >= outputs:
+            raise ValueError(f"`reject` must be below the number of outputs, {outputs}. Received: reject={reject}")
+        classes = outputs if reject is None else outputs - 1
+        decision = Vote(reject, name="decision")
+        super().__init__(members, decision, classes=classes, reject=reject, bounds=bounds, name=name)
+
+    def surface(self) -> tuple[keras.Model, Goal]:
+        """The logits of all members, of shape (n, members, outputs), and the goal against their vote."""
+        return self._attacked.models[0], EvadeVote(self.reject)
+
+    def get_config(self):
+        """Settings of the defense, its members among them."""
+        return {**super().get_config(), "reject": self.reject}
+
+
+def voting_model(members: Sequence[keras.Model], *, reject: int | None = None, name: str = "vote") -> Voting:
+    """Join classifiers into one model from images to a decision; see `Voting`."""
+    return Voting(members, reject=reject, name=name)
 
 
 @dataclass(frozen=True)
 class EvadeVote(Goal):
     """Goal against a vote: its decision is neither y nor the class of rejected inputs.
 
-    The attacker sees every member. He climbs the mean of the members' losses plus the loss of the averaged
-    probabilities, in both of which y and the rejecting class count as one; he has won when the hard vote says so.
-    Attack `models.stack_logits(members)` with it, whose outputs have the shape (n, members, classes).
+    The attacker sees every member, climbs the mean of the members' losses plus the loss of the averaged
+    probabilities, in both of which y and the rejecting class count as one, and has won when the hard vote says so.
+    Attack the model of `Voting.surface()` with it, whose outputs have the shape (n, members, classes).
 
     Args:
         reject: Index of the class that stands for "adversarial", or None where there is none.
@@ -169,22 +194,3 @@ class EvadeVote(Goal):
 def _joint(logits):
     """Logarithm of the members' mean probabilities."""
     return ops.logsumexp(ops.log_softmax(logits, axis=-1), axis=1) - np.log(logits.shape[1])
-
-
-def attackable(model: keras.Model) -> tuple[keras.Model, Goal]:
-    """Return a model of logits and the goal with which the whole of a defense is attacked.
-
-    A model that ends in a `Vote` gives the logits of all its members; any other is returned as it is.
-
-    Args:
-        model: A built Keras model.
-
-    Returns:
-        `(model, goal)`.
-    """
-    vote = model.layers[-1] if model.layers else None
-    if not isinstance(vote, Vote):
-        return model, Misclassify()
-    node = vote._inbound_nodes[-1]
-    stacked = keras.Model(model.input, ops.stack(node.input_tensors, axis=1), name=f"{model.name}_members")
-    return models.as_logits(stacked), EvadeVote(vote.reject)

@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import keras
@@ -21,18 +23,56 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, models
+from kerasdef.models.bounds import UNIT, float_input, from_pixels, input_bounds
+from kerasdef.models.loading import read_keras
 
 FORMATS = ("saved_model", "keras")
 RUN = "run.json"  # settings of a run, in its folder
 FACTS = Path("assets.extra", "kerasdef.json")  # TensorFlow's place for files of others in a SavedModel
-_PLAIN = {"label", "probabilities"}  # outputs of a classifier without a vote
+KERAS_FACTS = "kerasdef.json"  # in a .keras file, which is a zip archive
 PROBABILITY_TOLERANCE = 1e-4  # float32 sums in another order: another graph, another backend
+_PROBES, _POOL = 64, 192
 
 
-def _probe(model: keras.Model, n: int = 64) -> np.ndarray:
-    """Uniform noise on the 8-bit grid, the same for both signatures."""
-    shape = (n, *model.input_shape[1:])
-    return np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
+def _pool(shape: tuple[int, ...]) -> np.ndarray:
+    """Images on the 8-bit grid of many kinds: flat, dark, bright, of low and high contrast, smooth, nearly empty."""
+    rng = np.random.default_rng(0)
+    noise = rng.random((_POOL, *shape))
+    level = rng.random((_POOL, *(1,) * len(shape)))
+    contrast = rng.choice([0.0, 0.02, 0.1, 0.3, 1.0], level.shape)
+    x = level + contrast * (noise - level)
+    for axis in range(1, 1 + min(2, len(shape))):  # a third of them smooth: each value the mean of its neighbors
+        for _ in range(4):
+            x[::3] = (x[::3] + np.roll(x[::3], 1, axis) + np.roll(x[::3], -1, axis)) / 3
+    x[1::3] *= rng.random(x[1::3].shape) < rng.choice([0.05, 0.3, 1.0], level[1::3].shape)  # strokes on black
+    return np.rint(255 * np.clip(x, 0, 1)).astype("uint8")
+
+
+def _probes(model: keras.Model, bounds: tuple[float, float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Images that tell models apart, uint8, and what the live model says of them.
+
+    A model that is sure of every image tells nothing, so those of many are taken that it is least sure of, and of
+    every label some.
+    """
+    pool = _pool(tuple(model.input_shape[1:]))
+    answers = _outputs(model, from_pixels(pool, bounds).astype("float32"))
+    largest = answers["probabilities"].max(axis=1)
+    rank = np.empty(_POOL, dtype=int)  # place of a sample among those with its label, the least sure first
+    for label in np.unique(answers["label"]):
+        mine = np.flatnonzero(answers["label"] == label)
+        rank[mine[np.argsort(largest[mine], kind="stable")]] = np.arange(len(mine))
+    chosen = np.lexsort((largest, rank))[: _PROBES // 2]
+    rest = np.setdiff1d(np.argsort(largest, kind="stable"), chosen, assume_unique=True)
+    chosen = np.concatenate([chosen, rest[np.argsort(largest[rest], kind="stable")][: _PROBES // 2]])
+    found = {name: value[chosen] for name, value in answers.items()}
+    if np.ptp(found["probabilities"], axis=0).max() <= PROBABILITY_TOLERANCE:
+        warnings.warn(
+            f"The model {model.name!r} gives the same probabilities for {_POOL} different images, so the comparison "
+            "of what was written with the live model says little.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return pool[chosen], found
 
 
 def _answers(model: keras.Model) -> keras.Model:
@@ -40,9 +80,9 @@ def _answers(model: keras.Model) -> keras.Model:
     images = keras.Input(model.input_shape[1:])
     if isinstance(model(images), dict):
         return model
-    logits = models.logits_view(model)(images)
-    label = ops.cast(ops.argmax(logits, axis=-1), "int64")
-    return keras.Model(images, {"label": label, "probabilities": ops.softmax(ops.cast(logits, "float32"))})
+    logits = models.logits_view(float_input(model))
+    z = ops.cast(logits(images), "float32")
+    return keras.Model(images, {"label": ops.cast(ops.argmax(z, axis=-1), "int32"), "probabilities": ops.softmax(z)})
 
 
 def _outputs(model: keras.Model, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -64,10 +104,10 @@ def _compare(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], what: 
             raise RuntimeError(f"{what} differs from the live model in {name!r}.")
 
 
-def _write_saved_model(model: keras.Model, path: Path) -> None:
+def _write_saved_model(model: keras.Model, path: Path, bounds: tuple[float, float]) -> None:
     import tensorflow as tf
 
-    shape, model = tuple(model.input_shape[1:]), _answers(model)
+    (low, high), shape, model = bounds, tuple(model.input_shape[1:]), _answers(model)
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint(
@@ -76,8 +116,8 @@ def _write_saved_model(model: keras.Model, path: Path) -> None:
         [tf.TensorSpec((None, *shape), tf.float32, name="images")],
     )
     archive.add_endpoint(
-        "serving_uint8",
-        lambda images: model(tf.cast(images, tf.float32) / 255.0, training=False),
+        "serving_uint8",  # as `from_pixels`
+        lambda images: model(tf.cast(images, tf.float32) / (255 / (high - low)) + low, training=False),
         [tf.TensorSpec((None, *shape), tf.uint8, name="images")],
     )
     archive.write_out(str(path), verbose=False)
@@ -91,54 +131,72 @@ def _serve(path: Path, signature: str, x: np.ndarray) -> dict[str, np.ndarray]:
     return {k: v.numpy() for k, v in found.items()}
 
 
-def served(path: str | Path) -> tuple[Callable, int | None]:
-    """Read a SavedModel as a black box.
+class Served:
+    """A SavedModel as a callable from images to scores of shape (n, outputs), whose largest is the decision.
+
+    For a vote the scores are votes plus half the mean probabilities, so that the largest decides as the vote does.
 
     Args:
-        path: Folder of a SavedModel with a signature `serving_default` of one input.
+        path: Folder of a SavedModel with a signature `serving_default` of one input, whose outputs are those of a
+            defense, or one array of logits or probabilities.
 
-    Returns:
-        `(scores, reject)`: a callable from images to scores of shape (n, classes), whose largest is the decision, with
-        the number of `classes` and a `digest` of the files; and the label that stands for "adversarial", or None. For a
-        vote the scores are votes plus mean probabilities, so
-        that the largest decides as the vote does.
+    Attributes:
+        classes: Number of real classes.
+        reject: The label that stands for "adversarial", or None.
+        bounds: `(low, high)`: range of the values that `serving_default` takes.
+        digest: SHA-256 of the graph and the weights.
 
     Raises:
         ValueError: The signature gives neither a decision of kerasdef's nor one array.
     """
-    import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(path))
-    signature = loaded.signatures["serving_default"]
-    (name,) = signature.structured_input_signature[1]
+    def __init__(self, path: str | Path):
+        import tensorflow as tf
 
-    def call(x) -> dict[str, np.ndarray]:
-        return {k: v.numpy() for k, v in signature(**{name: tf.constant(x)}).items()}
+        self._model = tf.saved_model.load(str(path))  # lives as long as its signature is used
+        self._signature = self._model.signatures["serving_default"]
+        (self._input,) = self._signature.structured_input_signature[1]
+        outputs = self._signature.structured_outputs
+        self._single = len(outputs) == 1
+        if not self._single and not {"label", "probabilities"} <= set(outputs):
+            raise ValueError(f"The SavedModel must have one output, or those of a defense. Received: {sorted(outputs)}")
+        self.__name__ = Path(path).name
+        facts = facts_of(path)
+        columns = (next(iter(outputs.values())) if self._single else outputs["probabilities"]).shape[-1]
+        self.classes = facts.get("classes", columns)
+        self.reject = facts.get("reject")
+        self.bounds = tuple(facts.get("bounds", UNIT))
+        self.digest = _digest(Path(path))
 
-    outputs = signature.structured_outputs
-    first = outputs.get("probabilities", next(iter(outputs.values())))
+    def answer(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs of the signature, by name; `label` and `probabilities` are among them."""
+        import tensorflow as tf
 
-    def scores(x) -> np.ndarray:
-        found = call(x)
-        if len(found) == 1:
-            return next(iter(found.values()))
-        if set(found) == _PLAIN:
-            return found["probabilities"]
-        return found["votes"] + 0.5 * found["probabilities"]  # as in `decide`
+        found = {k: v.numpy() for k, v in self._signature(**{self._input: tf.constant(x, tf.float32)}).items()}
+        if not self._single:
+            return found
+        (scores,) = found.values()
+        shares = (scores >= 0).all() and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3)  # 1e-3: float16
+        probabilities = scores if shares else ops.convert_to_numpy(ops.softmax(ops.convert_to_tensor(scores), axis=-1))
+        return {"label": scores.argmax(axis=-1), "probabilities": probabilities, "scores": scores}
 
-    scores.signature = loaded  # the SavedModel lives as long as the callable
-    scores.classes = first.shape[-1]
-    scores.digest = _digest(Path(path))
-    if len(outputs) == 1 or set(outputs) == _PLAIN:
-        return scores, None
-    if not {"votes", "probabilities", "is_adversarial"} <= set(outputs):
-        raise ValueError(f"The SavedModel must have one output, or those of a vote. Received: {sorted(outputs)}")
-    return scores, facts_of(path).get("reject")
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Scores of shape (n, outputs)."""
+        found = self.answer(x)
+        if "scores" in found:
+            return found["scores"]
+        if "votes" in found:
+            return found["votes"] + 0.5 * found["probabilities"]  # the rule of a vote
+        return found["probabilities"]
 
 
 def facts_of(path: str | Path) -> dict:
-    """What `export` noted beside a SavedModel; empty for those of others."""
-    facts = Path(path) / FACTS
+    """What `export` noted in a SavedModel or a .keras file; empty for those of others."""
+    path = Path(path)
+    if path.suffix == ".keras" and path.is_file():
+        with zipfile.ZipFile(path) as file:
+            return json.loads(file.read(KERAS_FACTS)) if KERAS_FACTS in file.namelist() else {}
+    facts = path / FACTS
     return json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
 
 
@@ -150,12 +208,12 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_elsewhere(model: keras.Model, path: Path) -> None:
+def _write_elsewhere(model: keras.Model, path: Path, bounds: tuple[float, float]) -> None:
     """Write the SavedModel in a process that runs Keras on TensorFlow."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.keras"
         model.save(file)
-        command = [sys.executable, "-m", "kerasdef.models.export", str(file), str(path)]
+        command = [sys.executable, "-m", "kerasdef.models.export", str(file), str(path), *map(str, bounds)]
         done = subprocess.run(
             command,
             env={**os.environ, "KERAS_BACKEND": "tensorflow"},
@@ -167,24 +225,34 @@ def _write_elsewhere(model: keras.Model, path: Path) -> None:
         raise RuntimeError(f"The SavedModel could not be written: {done.stderr.strip()[-500:]}")
 
 
-def export(model: keras.Model, path: str | Path, *, to: str = "saved_model", facts: Mapping | None = None) -> Path:
-    """Write a defended model and check that what was written decides as the live one.
+def export(
+    model: keras.Model,
+    path: str | Path,
+    *,
+    to: str = "saved_model",
+    bounds: tuple[float, float] | None = None,
+    facts: Mapping | None = None,
+) -> Path:
+    """Write a defense or a classifier and check that what was written decides as the live one.
 
     Args:
-        model: A model with the outputs of `kerasdef.defenses.Vote`, or a classifier; its SavedModel gives `label` and
+        model: A `kerasdef.defenses.Defense`, or a classifier; the SavedModel of a classifier gives `label` and
             `probabilities`.
         path: A folder for "saved_model", a file ending in .keras for "keras". Replaced if it is there.
-        to: "saved_model": signatures `serving_default` (float32 images in [0, 1]) and `serving_uint8` (uint8 images),
-            both with named outputs; runs without kerasdef. "keras": a .keras file, safe mode, which loads once the
-            layers in it are known: `import kerasdef.defenses` for a vote, `kerasdef.models.blocks` for denoising.
-        facts: JSON values to note beside a SavedModel, such as the settings of the run as "run", so that
-            `kerasdef attack` knows which images it was trained on.
+        to: "saved_model": signatures `serving_default` (float32 images within the bounds) and `serving_uint8` (uint8
+            images, 0 to 255 mapped onto the bounds), both with named outputs; runs without kerasdef. "keras": a .keras
+            file for safe mode. That of a defense loads once kerasdef is known to Keras: `import kerasdef.defenses`, or
+            `kerasdef.defenses.load(path)`; that of a classifier loads as any.
+        bounds: `(low, high)`: range of the values that the model takes. None takes what the model says (a defense knows
+            its bounds; an Input of uint8 or a first division by 255 means (0, 255)), and (0, 1) where it says nothing.
+        facts: JSON values to note in the file, such as the settings of the run as "run", so that `kerasdef attack`
+            knows which images it was trained on.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: An unknown format, a wrong file name.
+        ValueError: An unknown format, a wrong file name, other bounds than the defense has.
         RuntimeError: What was written does not decide as the live model.
     """
     path = Path(path)
@@ -193,22 +261,31 @@ def export(model: keras.Model, path: str | Path, *, to: str = "saved_model", fac
         raise ValueError(f"`path` must end in .keras. Received: path={str(path)!r}")
     if path.is_dir() and (to == "keras" or (any(path.iterdir()) and not (path / "saved_model.pb").is_file())):
         raise ValueError(f"`path` must be new, empty or an earlier export. Received: path={str(path)!r}")
-    x = _probe(model)
-    unit = x.astype("float32") / np.float32(255)
-    wanted = _outputs(model, unit)
+    said, bounds = input_bounds(model), None if bounds is None else checks.bounds(bounds)
+    if bounds is not None and said != bounds and (to == "keras" or hasattr(model, "facts")):
+        raise ValueError(
+            f"`bounds` must be those that the model says, {said}: a .keras file holds no others. Make a defense of it, "
+            f"`kerasdef.defenses.as_defense(model, bounds=...)`, and export that. Received: bounds={bounds}"
+        )
+    bounds = bounds or said or UNIT
+    x, wanted = _probes(model, bounds)
+    floats = from_pixels(x, bounds)
+    noted = getattr(model, "facts", {"kind": "Plain", "reject": None, "bounds": list(bounds)}) | dict(facts or {})
+    noted = {"classes": wanted["probabilities"].shape[-1]} | noted
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     _remove(part)
     if to == "keras":
         model.save(part)
-        _compare(_outputs(keras.saving.load_model(part, safe_mode=True), unit), wanted, "The .keras file")
+        with zipfile.ZipFile(part, "a") as file:
+            file.writestr(KERAS_FACTS, json.dumps(noted))
+        _compare(_outputs(read_keras(part), floats), wanted, "The .keras file")
     else:
         write = _write_saved_model if backend.NAME == "tensorflow" else _write_elsewhere
-        write(model, part)
+        write(model, part, bounds)
         (part / FACTS).parent.mkdir()
-        noted = {"reject": getattr(model.layers[-1], "reject", None)} | dict(facts or {})
         (part / FACTS).write_text(json.dumps(noted), encoding="utf-8")
-        _compare(_serve(part, "serving_default", unit), wanted, "The SavedModel")
+        _compare(_serve(part, "serving_default", floats), wanted, "The SavedModel")
         _compare(_serve(part, "serving_uint8", x), wanted, "The SavedModel's uint8 signature")
     _remove(path)
     os.replace(part, path)
@@ -258,7 +335,7 @@ def export_run(run: str | Path, *, to: str = "saved_model", out: str | Path | No
         if out is not None and len(found) > 1:
             place = Path(out) / file.parent.name / name
         key = to if len(found) == 1 else file.parent.name
-        written[key] = export(keras.saving.load_model(file, safe_mode=True), place, to=to, facts={"run": run_of(file)})
+        written[key] = export(read_keras(file), place, to=to, facts={"run": run_of(file)})
     return written
 
 
@@ -270,4 +347,5 @@ def _remove(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    _write_saved_model(keras.saving.load_model(sys.argv[1], safe_mode=True), Path(sys.argv[2]))
+    _file, _folder, _low, _high = sys.argv[1:]
+    _write_saved_model(read_keras(_file), Path(_folder), (float(_low), float(_high)))

@@ -18,13 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 import kerasdef.attacks
-from kerasdef import checks, models, norms
+from kerasdef import checks, norms
 from kerasdef.attacks import Attack, AutoAttack, Transfer, Wrapper, sequence
 from kerasdef.attacks.sequence import STANDS, SequenceResult
 from kerasdef.catalog import ATTACKS, AttackInfo
 from kerasdef.datasets import Dataset
 from kerasdef.defenses.loading import Loaded, is_resplit, load_model, test_images
-from kerasdef.defenses.voting import decide
 from kerasdef.evaluation import Outcome
 from kerasdef.evaluation.statistics import wilson
 from kerasdef.reporting import Report
@@ -125,16 +124,18 @@ def attack(
     dataset = test_images(data, loaded)
     if n is not None and checks.positive_int("n", n) > dataset.n_test:
         raise ValueError(f"`n` must be at most the number of test images, {dataset.n_test}. Received: n={n}")
-    view, x, y = chosen._prepare(loaded.model, dataset.x_test[:n], dataset.y_test[:n])
+    victim, goal = loaded.defense.surface()
+    chosen = chosen.with_goal(goal)
+    view, x, y = chosen._prepare(victim, dataset.x_test[:n], dataset.y_test[:n])
     state = None if out is None else Path(out) / "state"
     options = {"batch_size": batch_size, "seed": seed, "progress": show, "out": state}
     if isinstance(chosen, AutoAttack):
-        result = chosen.run(loaded.model, x, y, **options)
+        result = chosen.run(victim, x, y, **options)
     else:
         result = sequence.run({name: chosen}, view, x, y, **options)
     if chosen.kind == "minimal":
         result = _within(result, x, _norm(chosen), eps)
-    report = _report(result, chosen, name, loaded, dataset, view, x, y, seed)
+    report = _report(result, chosen, name, loaded, dataset, x, y, seed)
     run = AttackRun(result, report, {})
     return run if out is None else dataclasses.replace(run, files=_save(run, y, Path(out)))
 
@@ -145,7 +146,7 @@ def _share(value: float, n: int) -> tuple[str, str]:
 
 
 def _choose(attack: str | Attack, norm, eps, settings: Mapping, loaded: Loaded) -> tuple[Attack, str]:
-    """The attack object, with the goal that the model asks for, and its name."""
+    """The attack object and its name."""
     if isinstance(attack, Attack):
         if norm is not None or eps is not None or settings:
             raise ValueError(
@@ -162,7 +163,7 @@ def _choose(attack: str | Attack, norm, eps, settings: Mapping, loaded: Loaded) 
             f"`attack` must be a black-box attack ({black}) for a model that gives outputs only. "
             f"Received: attack={name!r} on {loaded.name!r}"
         )
-    return chosen.with_goal(loaded.goal), name
+    return chosen, name
 
 
 def _make(info: AttackInfo, name: str, norm, eps, settings: Mapping) -> Attack:
@@ -208,21 +209,16 @@ def _within(result: SequenceResult, x, norm: norms.Norm, eps: float | None) -> S
     return dataclasses.replace(result, x_adv=x_adv, success=broken_by != STANDS, broken_by=broken_by, table=table)
 
 
-def _labels(loaded: Loaded, view, x) -> np.ndarray:
-    """Decisions of the model."""
-    logits = models.predict_logits(view, x) if isinstance(view, keras.Model) else np.asarray(view(x))
-    if logits.ndim == 3:
-        return keras.ops.convert_to_numpy(decide(logits)[0])
-    return logits.argmax(axis=-1)
-
-
-def _report(result, chosen, name, loaded: Loaded, dataset: Dataset, view, x, y, seed: int) -> Report:
-    clean, attacked = _labels(loaded, view, x), _labels(loaded, view, result.x_adv)
+def _report(result, chosen, name, loaded: Loaded, dataset: Dataset, x, y, seed: int) -> Report:
+    before, after = (loaded.defense.decide(v) for v in (x, result.x_adv))
+    clean, attacked = before.label, after.label
     distance = _distances(_norm(chosen), x, result.x_adv)
     outcomes = [
         Outcome(loaded.name, "adaptive", "clean", y, clean),
         Outcome(loaded.name, "adaptive", name, y, attacked, distance=distance),
     ]
+    rejects = loaded.defense.reject is not None
+    beyond = before.probabilities is not None and before.probabilities.shape[1] > dataset.classes
     shown = np.flatnonzero(result.broken_by >= 0)[:_SHOWN]
     examples = None
     if len(shown) and len(dataset.input_shape) == 3:
@@ -235,8 +231,8 @@ def _report(result, chosen, name, loaded: Loaded, dataset: Dataset, view, x, y, 
     return Report(
         outcomes,
         classes=dataset.classes,
-        reject=loaded.reject,
-        rejecting=[loaded.name] if loaded.reject is not None else [],
+        reject=dataset.classes if rejects or beyond else None,  # the label is there, whether it rejects or not
+        rejecting=[loaded.name] if rejects else [],
         class_names=dataset.class_names,
         settings={"attack": sequence.settings(chosen), "n": len(x), "parts": result.table.to_dict("records")},
         seed=seed,

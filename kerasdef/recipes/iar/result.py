@@ -8,6 +8,8 @@ from pathlib import Path
 import keras
 import pandas as pd
 
+from kerasdef.defenses import RejectClass
+from kerasdef.models.export import export
 from kerasdef.recipes.classifier import Classifier
 from kerasdef.reporting import Report
 
@@ -34,6 +36,15 @@ class IAR(Classifier):
     report: Report
     out: Path | None = None
     files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def defense(self) -> RejectClass:
+        """The classifier as a defense; its last label rejects an image if adversarial ones were trained on with it."""
+        return RejectClass(self.model, rejects=self.report.settings["adversarial_label"] == "reject", name="iar")
+
+    def export(self, path: str | Path, *, to: str = "saved_model") -> Path:
+        """Write the defense as a SavedModel ("saved_model") or a .keras file ("keras"), and check what was written."""
+        return export(self.defense, path, to=to, facts={"run": self.report.settings})
 
     def table(self) -> pd.DataFrame:
         """Accuracy in percent by attack, white box and gray box, before and after (paper, tables II and III)."""

@@ -1,7 +1,4 @@
-"""Contracts that anyone can run on their own attack or norm, and linear models whose optimum is known.
-
-A contract raises `AssertionError` and names the clause that failed. None of this needs a test runner.
-"""
+"""The contract of an attack, and linear models on which the best that any attack can do is known."""
 
 from __future__ import annotations
 
@@ -15,10 +12,8 @@ from keras import layers, ops
 from kerasdef import checks, models, norms
 from kerasdef.attacks import Attack
 from kerasdef.norms import L1, L2, Linf, Norm
-from kerasdef.random import sample_seeds
 
 _DUAL = {Linf: 1, L2: 2, L1: np.inf}  # order of the norm that bounds an inner product with this one
-_SIGMAS = 5.0  # a sound sampler fails a check of five standard errors once in two million
 
 
 # -- linear models with a known optimum ------------------------------------------------------------
@@ -163,9 +158,10 @@ class _Case:
     y: np.ndarray
 
 
-def _claim(attack, clause: str, holds, detail: str = "") -> None:
+def claim(subject, clause: str, holds, detail: str = "") -> None:
+    """Raise an AssertionError that names the clause unless it holds of an attack, a norm or a defense."""
     if not bool(holds):
-        raise AssertionError(f"{type(attack).__name__} breaks the clause {clause!r}. {detail} Attack: {attack!r}")
+        raise AssertionError(f"{type(subject).__name__} breaks the clause {clause!r}. {detail} Checked: {subject!r}")
 
 
 def _dense(units, seed, activation=None):
@@ -221,24 +217,24 @@ def _check_output(attack, clause, case, x_adv, ball, kind) -> None:
     """Shape, type, range, ball, and nothing worse than the clean input."""
     low, high = attack.bounds
     slack = 1e-6 * (high - low)  # rounding of float32 at the bounds
-    _claim(attack, f"{clause}: shape", x_adv.shape == case.x.shape, f"Received: {x_adv.shape}.")
-    _claim(attack, f"{clause}: dtype", x_adv.dtype == np.float32, f"Received: {x_adv.dtype}.")
-    _claim(attack, f"{clause}: finite", np.isfinite(x_adv).all())
+    claim(attack, f"{clause}: shape", x_adv.shape == case.x.shape, f"Received: {x_adv.shape}.")
+    claim(attack, f"{clause}: dtype", x_adv.dtype == np.float32, f"Received: {x_adv.dtype}.")
+    claim(attack, f"{clause}: finite", np.isfinite(x_adv).all())
     span = f"Received: minimum={x_adv.min()}, maximum={x_adv.max()}."
-    _claim(attack, f"{clause}: bounds", x_adv.min() >= low - slack and x_adv.max() <= high + slack, span)
+    claim(attack, f"{clause}: bounds", x_adv.min() >= low - slack and x_adv.max() <= high + slack, span)
     before = _right(case, case.x)
     after = _right(case, x_adv)
-    _claim(attack, f"{clause}: wrong inputs come back unchanged", np.array_equal(x_adv[~before], case.x[~before]))
-    _claim(attack, f"{clause}: never better than clean", after.sum() <= before.sum())
+    claim(attack, f"{clause}: wrong inputs come back unchanged", np.array_equal(x_adv[~before], case.x[~before]))
+    claim(attack, f"{clause}: never better than clean", after.sum() <= before.sum())
     if kind == "budget" and ball is not None:
         norm, eps = ball
         size = ops.convert_to_numpy(norm.size(ops.convert_to_tensor(x_adv - case.x)))
         # x + delta and the subtraction are rounded in float32, feature by feature
         slack = 1e-5 * eps + 2e-7 * max(abs(low), abs(high)) * (case.x[0].size if isinstance(norm, L1) else 4)
-        _claim(attack, f"{clause}: ball", (size <= eps + slack).all(), f"Received: size={size.max()}, eps={eps}.")
+        claim(attack, f"{clause}: ball", (size <= eps + slack).all(), f"Received: size={size.max()}, eps={eps}.")
     if kind == "minimal":
         moved = np.any(x_adv != case.x, axis=tuple(range(1, x_adv.ndim)))
-        _claim(attack, f"{clause}: what is changed is adversarial", not after[moved].any())
+        claim(attack, f"{clause}: what is changed is adversarial", not after[moved].any())
 
 
 def _raises(attack, clause, call) -> None:
@@ -250,12 +246,12 @@ def _raises(attack, clause, call) -> None:
 
 
 def _check_determinism(attack, case, expected) -> None:
-    _claim(attack, "same seed, same answer", np.array_equal(_run(attack, case), expected))
+    claim(attack, "same seed, same answer", np.array_equal(_run(attack, case), expected))
     for size in (1, 7, 32, 256):
         gap = np.abs(_run(attack, case, batch_size=size) - expected).max()
         # kernels add in another order for other batch sizes: float32 noise, grown by the steps of the attack
         limit = 1e-4 * (attack.bounds[1] - attack.bounds[0])
-        _claim(attack, f"same answer for batch_size={size}", gap <= limit, f"Received: largest difference {gap}.")
+        claim(attack, f"same answer for batch_size={size}", gap <= limit, f"Received: largest difference {gap}.")
 
 
 def _check_model_untouched(attack, case) -> None:
@@ -267,28 +263,28 @@ def _check_model_untouched(attack, case) -> None:
     _run(attack, case)
     for variable, value in zip(case.model.variables, values, strict=True):
         same = np.array_equal(np.array(variable), value)
-        _claim(attack, "the model is read only", same, f"Received: a changed {variable.path}.")
-    _claim(attack, "trainable flags stay", flags() == before)
+        claim(attack, "the model is read only", same, f"Received: a changed {variable.path}.")
+    claim(attack, "trainable flags stay", flags() == before)
 
 
 def _check_inputs(attack, case, expected) -> None:
     low, high = attack.bounds
     one = dataclasses.replace(case, x=case.x[:1], y=case.y[:1])
     gap = np.abs(_run(attack, one) - expected[:1]).max()
-    _claim(attack, "batch of one", gap <= 1e-4 * (high - low), f"Received: difference {gap} to the same row.")
+    claim(attack, "batch of one", gap <= 1e-4 * (high - low), f"Received: difference {gap} to the same row.")
 
     over = case.x.astype("float64")
     over[0].flat[0] = high + 1e-7
     over[1].flat[0] = low - 3e-8
     x_adv = _run(attack, dataclasses.replace(case, x=over))
     inside = x_adv.min() >= np.float32(low) and x_adv.max() <= np.float32(high) + 1e-6 * (high - low)
-    _claim(attack, "float noise beyond the bounds is clipped", inside)
+    claim(attack, "float noise beyond the bounds is clipped", inside)
 
     if attack.bounds == (0.0, 1.0):
         pixels = np.rint(case.x * 255).astype("uint8")
         scaled = dataclasses.replace(case, x=pixels.astype("float32") / np.float32(255))
         same = np.array_equal(_run(attack, dataclasses.replace(case, x=pixels)), _run(attack, scaled))
-        _claim(attack, "uint8 images are floats times 255", same)
+        claim(attack, "uint8 images are floats times 255", same)
 
     bad = case.x.copy()
     bad[0].flat[0] = high + 0.1 * (high - low)
@@ -348,7 +344,7 @@ def check_attack(
     probabilities = _image_model(4, "softmax")
     gap = np.abs(_run(attack, dataclasses.replace(case, model=probabilities)) - expected).max()
     # the two graphs may be fused differently: float32 noise
-    _claim(
+    claim(
         attack,
         "softmax equals logits",
         gap <= 1e-4 * (attack.bounds[1] - attack.bounds[0]),
@@ -357,7 +353,7 @@ def check_attack(
 
     y_wrong = (models.predict_logits(case.model, case.x).argmax(axis=1) + 1) % 4
     same = np.array_equal(_run(attack, dataclasses.replace(case, y=y_wrong)), case.x)
-    _claim(attack, "all wrong: returned unchanged", same)
+    claim(attack, "all wrong: returned unchanged", same)
 
     x = np.repeat(np.float32(attack.bounds), _N // 2).reshape((_N, 1, 1, 1)) * np.ones((1, 4, 4, 1), "float32")
     y = models.predict_logits(case.model, x).argmax(axis=1)
@@ -377,134 +373,3 @@ def check_attack(
     for clause, model in others.items():
         other = _case(attack, model)
         _check_output(attack, clause, other, _run(attack, other), ball, kind)
-
-
-# -- the contract of a norm ------------------------------------------------------------------------
-
-
-def check_norm(norm: Norm) -> None:
-    """Check that a norm's size, projection, steepest step and sample belong together; it takes a second.
-
-    Clauses: size is a norm (homogeneous, triangle inequality); the projection leaves points inside and on
-    the sphere alone, brings those outside to the sphere, to the nearest point, and is idempotent; every
-    sample has its own radius; the steepest step has size 1, is the best among sampled ones (an `L1` is
-    checked with one feature per step, its default density is an approximation), and is finite for a zero
-    gradient; samples are uniform in the ball.
-
-    Args:
-        norm: A `Norm`.
-
-    Raises:
-        AssertionError: A clause does not hold; the message names it.
-        ValueError: `norm` is not a `Norm`.
-    """
-    if not isinstance(norm, Norm):
-        raise ValueError(f"`norm` must be a Norm. Received: norm={norm!r}")
-    for shape in ((3, 4, 1), (7,), (1,)):
-        _check_projection(norm, shape)
-        _check_steepest(norm, shape)
-        _check_sample(norm, shape)
-
-
-def _array(value) -> np.ndarray:
-    return ops.convert_to_numpy(value).astype("float64")
-
-
-def _tensor(value):
-    return ops.convert_to_tensor(np.asarray(value, dtype="float32"))
-
-
-def _check_projection(norm, shape) -> None:
-    n = 24
-    rng = np.random.default_rng(5)
-    eps = np.linspace(0.0, 2.0, n)
-    z = rng.normal(size=(n, *shape))
-    axes = (n,) + (1,) * len(shape)
-
-    def size(value):
-        return _array(norm.size(_tensor(value)))
-
-    def project(value, radius=eps):
-        return _array(norm.project(_tensor(value), _tensor(radius)))
-
-    unit = z / size(z).reshape(axes)
-    other = rng.normal(size=z.shape)
-    _claim(norm, "size: homogeneous", np.allclose(size(-3.0 * z), 3.0 * size(z), rtol=1e-5))
-    _claim(norm, "size: triangle inequality", (size(z + other) <= (size(z) + size(other)) * (1 + 1e-5)).all())
-
-    inside = unit * (0.9 * eps).reshape(axes)
-    # float32 rounding, here and below
-    _claim(norm, "project: points inside stay", np.allclose(project(inside), inside, atol=1e-6))
-    on = unit * eps.reshape(axes)
-    _claim(norm, "project: points on the sphere stay", np.allclose(project(on), on, atol=1e-6))
-
-    outside = unit * (eps + rng.uniform(0.1, 3.0, n)).reshape(axes)
-    landed = project(outside)
-    _claim(norm, "project: points outside land on the sphere", np.allclose(size(landed), eps, atol=1e-5))
-    _claim(norm, "project: idempotent", np.allclose(project(landed), landed, atol=1e-5))
-
-    # a point p of a convex set is the nearest to z exactly when (z - p) @ (q - p) <= 0 for all q of the set
-    left = (outside - landed).reshape(n, -1)
-    feasible = [
-        np.zeros_like(z),
-        inside,
-        on,
-        _array(norm.steepest(_tensor(outside - landed))) * eps.reshape(axes),
-    ]
-    seeds = sample_seeds(1, np.arange(n))
-    for i in range(20):
-        feasible.append(_array(norm.sample(ops.convert_to_tensor(seeds + np.uint32(i)), shape, _tensor(eps))))
-    for q in feasible:
-        product = np.sum(left * (q - landed).reshape(n, -1), axis=1)
-        _claim(norm, "project: the nearest point", (product <= 1e-4).all(), f"Received: {product.max()}.")
-
-    huge = project(1e15 * z)
-    _claim(norm, "project: finite", np.isfinite(huge).all() and (size(huge) <= eps * (1 + 1e-4) + 1e-5).all())
-    alone = np.concatenate([project(outside[i : i + 1], eps[i : i + 1]) for i in range(0, n, 8)])
-    _claim(norm, "project: every sample has its own radius", np.allclose(alone, landed[::8], atol=1e-6))
-
-
-def _check_steepest(norm, shape) -> None:
-    n, d = 16, int(np.prod(shape))
-    rng = np.random.default_rng(6)
-    if isinstance(norm, L1):
-        norm = dataclasses.replace(norm, density=1 / d)
-    grad = rng.normal(size=(n, *shape)) * np.logspace(-12, 3, n).reshape((n,) + (1,) * len(shape))
-    step = _array(norm.steepest(_tensor(grad)))
-    size = _array(norm.size(_tensor(step)))
-    _claim(norm, "steepest: size 1", np.allclose(size, 1.0, rtol=1e-5), f"Received: {size}.")
-
-    flat = grad.reshape(n, d) / np.abs(grad).reshape(n, d).max(axis=1, keepdims=True)
-    gain = np.sum(flat * step.reshape(n, d), axis=1)
-    rivals = np.concatenate([np.eye(d), -np.eye(d), np.sign(flat), flat, rng.normal(size=(200, d))])
-    rivals /= _array(norm.size(_tensor(rivals)))[:, None]
-    best = (flat @ rivals.T).max(axis=1)
-    _claim(norm, "steepest: the largest growth", (gain >= best - 1e-5 * np.abs(best)).all(), f"{gain} < {best}.")
-
-    still = _array(norm.steepest(_tensor(np.zeros((2, *shape)))))
-    _claim(norm, "steepest: finite without a gradient", np.isfinite(still).all())
-
-
-def _check_sample(norm, shape) -> None:
-    n, d = 4000, int(np.prod(shape))
-    seeds = ops.convert_to_tensor(sample_seeds(3, np.arange(n)))
-    eps = np.linspace(0.5, 2.0, n)
-    points = _array(norm.sample(seeds, shape, _tensor(eps)))
-    _claim(norm, "sample: shape", points.shape == (n, *shape))
-    size = _array(norm.size(_tensor(points)))
-    _claim(norm, "sample: inside its own ball", (size <= eps * (1 + 1e-5)).all())
-    unit = points.reshape(n, d) / eps[:, None]
-    error = unit.std(axis=0) / np.sqrt(n)
-    _claim(norm, "sample: mean 0", (np.abs(unit.mean(axis=0)) <= _SIGMAS * error).all())
-    # volume: P(size <= r * eps) = r**d in any norm, so (size / eps)**d is uniform in (0, 1)
-    share = (size / eps) ** d
-    mean, variance = share.mean(), share.var()
-    _claim(norm, "sample: uniform", abs(mean - 1 / 2) <= _SIGMAS * np.sqrt(1 / 12 / n), f"Received: mean={mean}.")
-    spread = np.sqrt((1 / 80 - 1 / 144) / n)  # standard error of the variance of a uniform number
-    _claim(norm, "sample: uniform", abs(variance - 1 / 12) <= _SIGMAS * spread, f"Received: variance={variance}.")
-    power = np.mean(unit**2, axis=0)
-    error = (unit**2).std(axis=0) / np.sqrt(n)
-    even = np.abs(power - power.mean()) <= _SIGMAS * error
-    _claim(norm, "sample: the same in every coordinate", even.all())
-    again = _array(norm.sample(seeds[:5], shape, _tensor(eps[:5])))
-    _claim(norm, "sample: from its own seed only", np.allclose(again, points[:5], atol=1e-6))

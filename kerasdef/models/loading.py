@@ -1,0 +1,43 @@
+"""Reading of .keras files, whatever layers and models of kerasdef are in them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import zipfile
+from pathlib import Path
+
+import keras
+
+
+def read_keras(path: str | Path) -> keras.Model:
+    """The model of a .keras file, read in safe mode.
+
+    Layers and models of kerasdef in it are made known to Keras first, so nothing needs to be imported before.
+
+    Args:
+        path: A file ending in .keras.
+
+    Raises:
+        ValueError: There is no such file, or it holds layers that are not known; import the module that registers
+            them first.
+    """
+    path = Path(path)
+    if path.suffix != ".keras" or not path.is_file():
+        raise ValueError(f"`model` must be a .keras file. Received: model={str(path)!r}")
+    with zipfile.ZipFile(path) as file:
+        register(json.loads(file.read("config.json")))
+    return keras.saving.load_model(path, safe_mode=True)
+
+
+def register(config) -> None:
+    """Import the modules of kerasdef that a serialized configuration names; importing them registers their classes."""
+    if isinstance(config, dict):
+        module, name = config.get("module"), config.get("registered_name")
+        known = isinstance(module, str) and module.startswith("kerasdef.") and isinstance(name, str)
+        if known and name.startswith("kerasdef>"):
+            importlib.import_module(module)
+        config = list(config.values())
+    if isinstance(config, list):
+        for value in config:
+            register(value)

@@ -1,0 +1,10 @@
+"""Contracts that anyone can run on their own attack, norm or defense, and linear models whose optimum is known.
+
+A contract raises `AssertionError` and names the clause that failed. None of this needs a test runner.
+"""
+
+from kerasdef.testing.attacks import LinearOracle as LinearOracle
+from kerasdef.testing.attacks import check_attack as check_attack
+from kerasdef.testing.attacks import linear_model as linear_model
+from kerasdef.testing.defenses import check_defense as check_defense
+from kerasdef.testing.norms import check_norm as check_norm
