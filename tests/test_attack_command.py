@@ -208,7 +208,7 @@ def test_the_command_prints_a_table_and_paths(victim, tmp_path):
     assert done.exit_code == 0, done.output
     assert "fgsm" in done.output
     assert str(tmp_path / "o" / "attack.json") in done.output
-    settings = json.loads((tmp_path / "o" / "state" / "state.json").read_text())["attacks"]["fgsm"]
+    settings = json.loads((tmp_path / "o" / "state" / "run.json").read_text())["attacks"]["fgsm"]
     assert float(settings["eps"]) == 8 / 255
 
 
@@ -239,11 +239,13 @@ def test_a_model_of_a_run_is_attacked_on_the_images_that_the_run_held_out(victim
     from kerasdef.defenses.loading import test_images as images_of
 
     victim.save(tmp_path / "linear.keras")
-    (tmp_path / "run.json").write_text(json.dumps({"dataset": "digits", "test_size": 0.4, "seed": 3}))
+    (tmp_path / "run.json").write_text(json.dumps({"data": data.fingerprint, "test_size": 0.4, "seed": 3}))
     wanted = data.resplit(0.4, seed=3).x_test
     for path in (tmp_path, tmp_path / "linear.keras"):
         np.testing.assert_array_equal(images_of("digits", load_model(path)).x_test, wanted)
     np.testing.assert_array_equal(images_of("digits", load_model(victim)).x_test, data.x_test)
+    other = datasets.Dataset.from_arrays(1 - data.x_train, data.y_train, data.x_test, data.y_test, name=data.name)
+    np.testing.assert_array_equal(images_of(other, load_model(tmp_path)).x_test, other.x_test)  # of the same name only
     (tmp_path / "pgd").mkdir()  # one defense for each attack
     victim.save(tmp_path / "pgd" / "linear.keras")
     np.testing.assert_array_equal(images_of("digits", load_model(tmp_path / "pgd")).x_test, wanted)

@@ -223,12 +223,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_result(robust, digits, tmp_
     monkeypatch.setattr(sequence, "BLOCK", 40)
     attack = AutoAttack(eps=EPS, version="custom", parts=("apgd-ce", "fab-t"))
     whole = attack.run(robust, x, y, progress=False, out=tmp_path / "whole")
-    blocks = sorted((tmp_path / "whole").glob("*.npz"))
+    blocks = sorted((tmp_path / "whole" / "pieces").glob("*.npz"))
     assert len(blocks) >= 4
 
-    (tmp_path / "killed").mkdir()
-    for file in (tmp_path / "whole" / "state.json", *blocks[:2]):  # as a kill after two blocks leaves it
-        shutil.copy(file, tmp_path / "killed")
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for file in blocks[2:]:  # as a kill after two blocks leaves it
+        (tmp_path / "killed" / "pieces" / file.name).unlink()
     calls = []
     original = APGD.run
     monkeypatch.setattr(APGD, "run", lambda self, *a, **k: calls.append(len(a[1])) or original(self, *a, **k))
@@ -243,7 +243,7 @@ def test_the_folder_of_another_run_is_refused_and_left_alone(robust, digits, tmp
     _, _, x, y = digits
     attack = AutoAttack(eps=EPS, version="custom", parts=("apgd-ce",))
     attack.run(robust, x[:20], y[:20], progress=False, out=tmp_path / "run")
-    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     other = dataclasses.replace(attack, eps=0.2)
     with pytest.raises(ValueError, match="differs in attacks"):
         other.run(robust, x[:20], y[:20], progress=False, out=tmp_path / "run")
@@ -252,13 +252,13 @@ def test_the_folder_of_another_run_is_refused_and_left_alone(robust, digits, tmp
     other.set_weights(robust.get_weights())
     with pytest.raises(ValueError, match="differs in model"):
         attack.run(other, x[:20], y[:20], progress=False, out=tmp_path / "run")
-    with pytest.raises(ValueError, match="differs in data, n"):
+    with pytest.raises(ValueError, match=r"differs in data=.*, n=21 \(there: 20\)"):
         attack.run(robust, x[:21], y[:21], progress=False, out=tmp_path / "run")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds other files"):
         attack.run(robust, x[:20], y[:20], progress=False, out=tmp_path / "mine")
-    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
 # -- flags -----------------------------------------------------------------------------------------

@@ -16,11 +16,13 @@ import kerasdef.recipes.iar.training as recipe
 from kerasdef import models
 from kerasdef.attacks import FGSM, CarliniWagner
 from kerasdef.defenses.loading import load_model
+from kerasdef.files import identity
 from kerasdef.goals import Evade
-from kerasdef.recipes.base import derive, stratified
+from kerasdef.recipes.base import stratified
 from kerasdef.recipes.iar.attacks import CW_RADIUS, Within, default_attacks
 from kerasdef.recipes.iar.settings import RHO
 from kerasdef.reporting import Report
+from kerasdef.runs.seeds import derive
 
 EPS = 0.15
 BOXES = ["fgsm", "pgd", "bim", "cw"]
@@ -53,8 +55,8 @@ class Watched:
     def __init__(self, round_size=120, stop_at=None):
         self.attack, self.round_size, self.stop_at, self.seeds, self.seen = FGSM(eps=EPS), round_size, stop_at, [], []
 
-    def __repr__(self):
-        return "Watched()"
+    def get_config(self):
+        return {}  # where it stops does not change what it makes
 
     def __call__(self, model, x, y, *, seed=0, progress=None):
         if len(x) == self.round_size:
@@ -224,7 +226,7 @@ def test_predict_gives_labels_up_to_k_and_score_is_their_accuracy(rejecting, dat
 def test_attacks_of_ones_own_are_used_by_name(plain):
     assert plain.report.attacks("paper") == ["fgsm", "gray_fgsm"]
     assert [k for k in plain.history if k.startswith("rho_")] == ["rho_fgsm"]
-    assert plain.report.settings["attacks"] == {"fgsm": repr(FGSM(eps=EPS))}
+    assert plain.report.settings["attacks"] == {"fgsm": identity(FGSM(eps=EPS), "attacks")}
 
 
 @pytest.mark.usefixtures("lean")
@@ -348,8 +350,8 @@ def test_clean_and_noisy_images_share_one_weight_and_the_attacks_the_rest_and_la
 def test_the_attacker_of_a_rejecting_classifier_wants_a_label_neither_true_nor_k(rejecting, plain):
     result, _, goals = rejecting
     report = result.report
-    assert report.settings["attacks"] == {"fgsm": repr(FGSM(eps=EPS, goal=Evade(10)))}
-    assert plain.report.settings["attacks"] == {"fgsm": repr(FGSM(eps=EPS))}
+    assert report.settings["attacks"] == {"fgsm": identity(FGSM(eps=EPS, goal=Evade(10)), "attacks")}
+    assert plain.report.settings["attacks"] == {"fgsm": identity(FGSM(eps=EPS), "attacks")}
     assert [g for g in goals if g is not None] == [Evade(10)] * 2
     for attack in ("pgd", "margin_pgd"):
         o = report.outcome("after", attack, "adaptive")
@@ -401,11 +403,11 @@ def test_a_run_that_was_killed_in_a_round_ends_with_the_same_weights(data, plain
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         kerasdef.train_iar(data, **settings(attacks={"fgsm": Watched(stop_at=stop_at)}, out=folder))
-    assert (folder / "training.npz").exists() == (stop_at > 1)
+    assert (folder / "unfinished" / "retrained" / "training.npz").exists() == (stop_at > 1)
     assert not (folder / "report.json").exists()
     before = 0.0
     if stop_at > 1:
-        with np.load(folder / "training.npz") as file:
+        with np.load(folder / "unfinished" / "retrained" / "training.npz") as file:
             before = json.loads(str(file["meta"]))["seconds"]
         assert before > 0
     attack = Watched()
@@ -414,7 +416,7 @@ def test_a_run_that_was_killed_in_a_round_ends_with_the_same_weights(data, plain
     assert same(weights(again.model), weights(plain.model))
     assert again.history == plain.history
     assert again.report.phases["retraining"] > before
-    assert not (folder / "training.npz").exists()
+    assert not (folder / "unfinished" / "retrained" / "training.npz").exists()
     assert not list(folder.rglob(".*"))  # nothing half written is left
 
 
@@ -439,8 +441,8 @@ def test_a_finished_run_is_read_and_not_repeated(data, run, monkeypatch):
         ({"adversarial_label": "reject"}, "adversarial_label="),
         ({"weight": 0.4}, "weight=0.4"),
         ({"stop": "rho"}, 'stop="rho"'),
-        ({"attacks": {"fgsm": FGSM(eps=0.2)}, "batch_size": 45}, "attacks="),
-        ({"network": other}, "networks="),
+        ({"attacks": {"fgsm": FGSM(eps=0.2)}, "batch_size": 45}, "attacks/"),
+        ({"network": other}, "networks/"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )

@@ -14,12 +14,11 @@ from helpers import without_address
 
 import kerasdef.recipes.mia.training as recipe
 from kerasdef import models
-from kerasdef.attacks import FGSM, GMA, Cycled
+from kerasdef.attacks import FGSM, GMA
 from kerasdef.datasets import as_dataset
 from kerasdef.defenses import bootstrap_indices
-from kerasdef.goals import Evade
-from kerasdef.recipes.base import Pieces, derive, restore, weights_piece
-from kerasdef.recipes.mia.sets import default_attack, describe, same_words
+from kerasdef.runs.seeds import derive
+from kerasdef.runs.store import Store, restore, weights_piece
 from kerasdef.training import adversarial_count
 
 SHARES = (0.2, 0.4)
@@ -59,6 +58,9 @@ class Watch(keras.callbacks.Callback):
     def __init__(self, stop_at=None):
         super().__init__()
         self.stop_at, self.fits, self.epochs = stop_at, 0, 0
+
+    def get_config(self):
+        return {}  # where it stops does not change what is trained
 
     def on_train_begin(self, logs=None):
         self.fits += 1
@@ -351,8 +353,8 @@ def test_a_killed_run_of_networks_with_dropout_ends_with_the_same_report(data, t
         ({"seed": 1}, "seed=1"),
         ({"threshold": 0.5}, "threshold=0.5"),
         ({"shares": (0.3,)}, "shares="),
-        ({"attacks": {"fgsm": FGSM(eps=0.1)}}, "attacks="),
-        ({"target": narrow}, "networks="),
+        ({"attacks": {"fgsm": FGSM(eps=0.1)}}, "attacks/"),
+        ({"target": narrow}, "networks/"),
         ({"per_attack": True}, "per_attack=true"),
     ],
 )
@@ -425,50 +427,6 @@ def test_per_attack_gives_one_defense_for_each_attack(data, tmp_path):
             assert seconds == fgsm.get(phase, 0) + gma.get(phase, 0)
 
 
-OLDER = {  # as folders have them from before attacks had `samples` and GMA a goal
-    "gma": f"GMA(mode='cycle', norm=Linf(), steps=2, radii={GMA().radii}, scale=1.0, quantize=False, "
-    "bounds=(0.0, 1.0)) of 103b79bb",
-    "pgd": "Cycled(attack=PGD(goal=Misclassify(), bounds=(0.0, 1.0), eps=0.3, norm=L2(), steps=10, step_size=None, "
-    "relative_step=2.5, direction=Plain(), random_start=True, loss='cross_entropy', best=True, early_stop=False), "
-    "radii=(1.0, 2.0, 3.0)) of 5b25e824",
-    "fgsm": "FGSM(goal=Misclassify(), bounds=(0.0, 1.0), eps=0.2, norm=Linf(), steps=1, step_size=None, "
-    "relative_step=1.0, direction=Plain(), random_start=False, loss='cross_entropy', best=False, early_stop=True)",
-    "cw": "CarliniWagner(goal=Misclassify(), bounds=(0.0, 1.0), confidence=0.0, steps=100, binary_search_steps=3, "
-    "initial_c=1.0, learning_rate=0.1, abort_early=True)",
-}
-PGD_AT_784, CW = default_attack("pgd", 784), default_attack("cw", 784)
-
-
-def test_a_folder_of_an_earlier_version_is_read(run, data, tmp_path):
-    """If this fails after an attack got a new setting: `same_words` must leave out its default."""
-    result, folder, _, _ = run
-    shutil.copytree(folder, tmp_path / "run")
-    path = tmp_path / "run" / "run.json"
-    record = json.loads(path.read_text()) | {"adaptive_steps": 3, "adaptive_limit": 20}
-    path.write_text(json.dumps(record | {"attacks": {name: OLDER[name] for name in ("fgsm", "gma")}}))
-    before, watch = contents(tmp_path / "run" / "pieces"), Watch()
-    again = recipe.train(data, **settings(callbacks=[watch], out=tmp_path / "run"))
-    assert watch.fits == 0
-    assert contents(tmp_path / "run" / "pieces") == before
-    assert again.report.results() == result.report.results()
-
-
-@pytest.mark.parametrize(
-    ("name", "attack", "others"),
-    [
-        ("gma", GMA(steps=2), [GMA(steps=3), GMA(steps=2, radii=(0.1,)), GMA(steps=2, radii=[*GMA().radii[:-1], 0.5])]),
-        ("pgd", PGD_AT_784, [default_attack("pgd", 64), Cycled(PGD_AT_784.attack, (1.0, 2.0, 3.5))]),
-        ("pgd", PGD_AT_784, [Cycled(dataclasses.replace(PGD_AT_784.attack, samples=2), PGD_AT_784.radii)]),
-        ("fgsm", FGSM(eps=0.2), [FGSM(eps=0.3), FGSM(eps=0.2, samples=12), FGSM(eps=0.2, goal=Evade(10))]),
-        ("cw", CW, [dataclasses.replace(CW, samples=12), dataclasses.replace(CW, steps=99)]),
-    ],
-)
-def test_an_attack_is_known_by_its_older_words_and_no_other_is(name, attack, others):
-    assert same_words(describe(attack)) == same_words(OLDER[name])
-    for other in others:
-        assert same_words(describe(other)) != same_words(OLDER[name])
-
-
 # -- pieces -------------------------------------------------------------------------------------------------------
 
 
@@ -477,7 +435,7 @@ def pieces(tmp_path):
     """A function that opens one folder with some settings and gets a trained and a judging piece: (pieces, made)."""
 
     def opened(**changes):
-        found, made = Pieces(tmp_path / "run", {"seed": 0, "steps": 5, **changes}, judging=("steps",)), []
+        found, made = Store(tmp_path / "run", {"seed": 0, "steps": 5, **changes}, judging=("steps",)), []
 
         def make(name):
             made.append(name)
@@ -504,7 +462,7 @@ def test_a_judging_piece_is_made_again_for_other_settings_of_judging_and_only_it
 def test_a_piece_made_within_another_counts_once_and_is_not_lost_when_the_other_is_found(tmp_path, folder):
     where = None if folder is None else tmp_path / folder
     for again in range(1 if folder is None else 2):
-        found = Pieces(where, {"seed": 0})
+        found = Store(where, {"seed": 0})
 
         def teacher():
             time.sleep(0.2)
@@ -523,19 +481,6 @@ def test_a_piece_made_within_another_counts_once_and_is_not_lost_when_the_other_
         assert found.seconds["teacher"] >= 0.2
         assert 0.1 <= found.seconds["student"] < 0.2
         assert sum(found.seconds.values()) <= whole
-
-
-def test_a_folder_whose_judging_pieces_do_not_say_their_settings_takes_them_from_its_record(pieces, tmp_path):
-    record, piece = tmp_path / "run" / "run.json", tmp_path / "run" / "pieces" / "judged.npz"
-    pieces()
-    record.write_text(json.dumps({"seed": 0, "steps": 5}))
-    np.savez(piece, x=np.zeros(1), meta=json.dumps({"seconds": 1.0}))
-    assert pieces()[1] == []
-    assert pieces(steps=6)[1] == ["judged"]
-    assert pieces(steps=6)[1] == []
-    assert pieces()[1] == ["judged"]
-    with pytest.raises(ValueError, match="differs in seed=1"):
-        pieces(seed=1)
 
 
 def test_each_second_counts_once(pieces, tmp_path):

@@ -7,7 +7,7 @@ from keras import layers
 
 from kerasdef.attacks import AutoAttack
 from kerasdef.recipes.autoattack import run_autoattack
-from kerasdef.recipes.base import Pieces
+from kerasdef.runs.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def victim():
 def test_flags_are_kept_with_the_images_and_found_again(victim, tmp_path, monkeypatch, folder):
     model, x, y = victim
     attack = AutoAttack(version="custom", parts=("apgd-ce", "apgd-t"), eps=0.1)
-    pieces = Pieces(None if folder is None else tmp_path / folder, {})
+    pieces = Store(None if folder is None else tmp_path / folder, {})
     with pytest.warns(UserWarning, match="With 3 classes"):
         x_adv, flags = run_autoattack(pieces, "linear", attack, model, x, y, progress=False)
     assert len(flags) == 1
@@ -34,6 +34,6 @@ def test_flags_are_kept_with_the_images_and_found_again(victim, tmp_path, monkey
     if folder is None:
         return
     monkeypatch.setattr(AutoAttack, "run", None)  # calling it would fail
-    again, same = run_autoattack(Pieces(tmp_path / folder, {}), "linear", attack, model, x, y)
+    again, same = run_autoattack(Store(tmp_path / folder, {}), "linear", attack, model, x, y)
     np.testing.assert_array_equal(again, x_adv)
     assert same == flags

@@ -145,7 +145,7 @@ class StepAttack(Attack):
         numbers = {name: spread(name, value, len(x)) for name, value in self.parameters.items()}
         pool = _Pool(x, y, numbers, seed, start, sizes)
         out, spent = np.array(x), np.zeros(len(x), dtype="int64")
-        with progress.bar(type(self).__name__, len(x), show=show) as tick:
+        with progress.bar(type(self).__name__, len(x), show=show, unit="samples") as tick:
             while pool.refill(out, tick):
                 pool.state = advance(pool.x, pool.y, pool.state)
                 pool.collect(out, spent, tick)
@@ -213,6 +213,12 @@ class _Pool:
         self.reserve: tuple[np.ndarray, dict] | None = None  # started samples without a slot
         self.x = self.y = self.state = None
         self.full = False  # nothing has left since the slots were filled
+        self.done = self.fell = 0
+
+    def _note(self, left: int, fell: int) -> str | None:
+        """Count samples that leave; what a bar says where the state tells which samples fell."""
+        self.done, self.fell = self.done + left, self.fell + fell
+        return progress.standing(self.done, self.fell) if self.state is not None and "reached" in self.state else None
 
     def _load(self) -> tuple[np.ndarray, dict] | None:
         """Start the next samples, a whole batch at a time."""
@@ -243,7 +249,8 @@ class _Pool:
             going = ~state["done"]
             if not going.all():  # wrong from the start: returned unchanged
                 out[index[~going]] = state["adv"][~going]
-                tick(int(np.sum(~going)))
+                wrong = int(np.sum(~going))
+                tick(wrong, self._note(wrong, wrong))
                 index, state = index[going], {k: v[going] for k, v in state.items()}
             taken = min(room, len(index))
             kept.append((index[:taken], {k: v[:taken] for k, v in state.items()}))
@@ -268,7 +275,8 @@ class _Pool:
             return
         out[self.index[done]] = ops.convert_to_numpy(self.state["adv"])[:used][done]
         spent[self.index[done]] = ops.convert_to_numpy(self.state["moves"])[:used][done]
-        tick(int(done.sum()))
+        fell = ops.convert_to_numpy(self.state.get("reached", self.state["wrong"]))[:used][done]
+        tick(int(done.sum()), self._note(len(fell), int(fell.sum())))
         self.index = self.index[~done]
         self.state = {k: ops.convert_to_numpy(v)[:used][~done] for k, v in self.state.items()}
         self.full = False

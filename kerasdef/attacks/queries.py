@@ -113,6 +113,7 @@ class Queries:
         self.model, self.goal, self.loss = model, goal, loss
         self.y, self.budget = y, budget
         self.spent = np.zeros(len(y), dtype="int64")
+        self.asked = 0  # the sum of `spent`
         self.program = None if isinstance(model, BlackBox) else _program(model, goal, loss)
 
     def clean(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,6 +121,7 @@ class Queries:
         if self.program is not None:
             return self(np.arange(len(x)), x)
         self.spent += 1
+        self.asked += len(x)
         return self._judge(predict(self.model, x), self.y)
 
     def left(self, rows) -> np.ndarray:
@@ -145,14 +147,18 @@ class Queries:
             return value, reached
         value[asked], reached[asked] = self._answer(z[asked], self.y[rows[asked]])
         np.add.at(self.spent, rows[asked], 1)
+        self.asked += len(rows[asked])
         return value, reached
 
     def _covered(self, rows) -> np.ndarray | None:
-        """Positions of the questions that the budgets cover; None where they cover all."""
+        """Positions of the questions that the budgets cover; None where they cover all.
+
+        The work is that of the questions, whatever the number of samples.
+        """
         if not len(rows):
             return np.empty(0, dtype="int64")
-        count = np.bincount(rows, minlength=len(self.spent))
-        if (self.spent + count <= self.budget).all():
+        own, count = np.unique(rows, return_counts=True)
+        if (count <= self.left(own)).all():
             return None
         order = np.argsort(rows, kind="stable")
         first = np.searchsorted(rows[order], rows[order])
@@ -169,7 +175,7 @@ class Queries:
         value, reached = np.empty(len(z), dtype="float32"), np.empty(len(z), dtype=bool)
         for part in models.padded_batches(len(z), size):
             used = part.stop - part.start
-            salt = np.asarray((int(self.spent.sum()) + part.start) % 2**31, dtype="int32")  # a random model draws anew
+            salt = np.asarray((self.asked + part.start) % 2**31, dtype="int32")  # a random model draws anew
             found = self.program(models.pad(z[part], size), models.pad(y[part], size), salt)
             value[part], reached[part] = (ops.convert_to_numpy(f)[:used] for f in found)
         return value, reached
@@ -301,9 +307,12 @@ class QueryAttack(Attack):
         state = {"row": everyone, "x": x, "seed": seeds, "adv": np.array(x), "moves": np.zeros(n, dtype="int64")}
         state |= self.init(x, seeds, value) | {"reached": wrong}
         state["done"] = state["done"] | wrong | (ask.left(everyone) < self.least)
-        with progress.bar(type(self).__name__, n, show=show) as tick:
-            tick(int(state["done"].sum()))
-            while len(rows := np.flatnonzero(~state["done"])[:batch_size]):
+        waiting = np.flatnonzero(~state["done"])
+        rows, waiting = waiting[:batch_size], waiting[batch_size:]
+        with progress.bar(type(self).__name__, n, show=show, unit="samples") as tick:
+            done, fell = n - len(rows) - len(waiting), int(wrong.sum())
+            tick(done, progress.standing(done, fell))
+            while len(rows):
                 part = {k: v[rows] for k, v in state.items()}
                 while not part["done"].any():  # the same samples as long as none is done
                     self.round(ask, part)
@@ -312,7 +321,11 @@ class QueryAttack(Attack):
                 for k, v in part.items():
                     if k not in ("row", "x", "seed"):
                         state[k][rows] = v
-                tick(int(part["done"].sum()))
+                over = part["done"]
+                done, fell = done + int(over.sum()), fell + int(part["reached"][over].sum())
+                tick(int(over.sum()), progress.standing(done, fell))
+                free = batch_size - int((~over).sum())
+                rows, waiting = np.concatenate([rows[~over], waiting[:free]]), waiting[free:]
         if isinstance(model, BlackBox):
             model.result = state["adv"], state["reached"]
         return state["adv"], ask.spent

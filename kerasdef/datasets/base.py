@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.files import digest
 
 CHUNK = 4096  # samples copied at a time when splits are joined: bounds the temporary memory
 
@@ -125,6 +127,12 @@ class Dataset:
     def n_test(self) -> int:
         """Number of test samples."""
         return len(self.x_test)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of all samples, labels and groups: data sets of one name may differ."""
+        splits = ("train", "valid", "test")
+        return digest([[getattr(self, f"{part}_{split}") for part in ("x", "y", "groups")] for split in splits])
 
     def resplit(self, test_size: float = 0.30, seed: int = 0) -> Dataset:
         """Join all splits and divide them anew into train and test, stratified by class; valid gets empty.

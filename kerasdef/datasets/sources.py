@@ -19,6 +19,7 @@ from kerasdef import checks
 from kerasdef.datasets import readers
 from kerasdef.datasets.base import Dataset, hold_out
 from kerasdef.datasets.readers import Arrays
+from kerasdef.files import write_whole
 
 FOLDER_VARIABLE = "KERASDEF_DATA"
 TIMEOUT = 30  # seconds without an answer before a download counts as failed
@@ -149,8 +150,8 @@ def as_dataset(data: str | Path | Dataset | tuple) -> Dataset:
 def fetch(url: str, path: Path, sha256: str | None = None) -> Path:
     """Download `url` to `path` with a progress bar and return `path`.
 
-    The content goes to a `.part` file that takes its place only when it is complete and has the right digest,
-    so an interrupted download leaves nothing that looks whole.
+    The content goes to another file, which takes its place only when it is complete and has the right digest, so an
+    interrupted download leaves nothing that looks whole.
 
     Args:
         url: Address to read.
@@ -161,23 +162,20 @@ def fetch(url: str, path: Path, sha256: str | None = None) -> Path:
         OSError: The address cannot be read, or the connection ended early.
         ValueError: The digest is not the expected one.
     """
-    part = path.with_name(path.name + ".part")
     request = urllib.request.Request(url, headers={"User-Agent": "kerasdef"})
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            length = response.headers.get("Content-Length")
-            total = int(length) if length else None
-            path.parent.mkdir(parents=True, exist_ok=True)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        length = response.headers.get("Content-Length")
+        total = int(length) if length else None
+
+        def write(part: Path) -> None:
             with open(part, "wb") as out:
                 received = _copy(response, out, path.name, total)
-        if total is not None and received != total:
-            raise OSError(f"{url} ended after {received} of {total} bytes")
-        if sha256 is not None:
-            _check_digest(part, sha256, url)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+            if total is not None and received != total:
+                raise OSError(f"{url} ended after {received} of {total} bytes")
+            if sha256 is not None:
+                _check_digest(part, sha256, url)
+
+        return write_whole(path, write)
 
 
 def _copy(response, out, title: str, total: int | None) -> int:
@@ -377,13 +375,7 @@ def _pack_gtsrb(folder: Path) -> Found:
         _verify_or_record(folder / name, sha256)
     arrays = readers.read_gtsrb(*(folder / name for name in GTSRB_ARCHIVES))
     path = folder / "gtsrb.npz"
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with open(part, "wb") as out:
-            np.savez(out, **arrays)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, lambda part: np.savez(part, **arrays))
     return arrays, str(path)
 
 

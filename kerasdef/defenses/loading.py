@@ -85,6 +85,6 @@ def test_images(dataset: str | Path | Dataset, loaded: Loaded) -> Dataset:
 
 
 def is_resplit(dataset: Dataset, loaded: Loaded) -> bool:
-    """Whether the run that the model is from divided this data set anew."""
+    """Whether the run that the model is from divided these very samples anew."""
     settings = loaded.settings or {}
-    return settings.get("dataset") == dataset.name and "test_size" in settings
+    return "test_size" in settings and settings.get("data") == dataset.fingerprint

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,11 +22,12 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, models
+from kerasdef.files import write_whole
 from kerasdef.models.bounds import UNIT, float_input, from_pixels, input_bounds
 from kerasdef.models.loading import read_keras
+from kerasdef.runs.store import RUN
 
 FORMATS = ("saved_model", "keras")
-RUN = "run.json"  # settings of a run, in its folder
 FACTS = Path("assets.extra", "kerasdef.json")  # TensorFlow's place for files of others in a SavedModel
 KERAS_FACTS = "kerasdef.json"  # in a .keras file, which is a zip archive
 PROBABILITY_TOLERANCE = 1e-4  # float32 sums in another order: another graph, another backend
@@ -272,24 +272,22 @@ def export(
     floats = from_pixels(x, bounds)
     noted = getattr(model, "facts", {"kind": "Plain", "reject": None, "bounds": list(bounds)}) | dict(facts or {})
     noted = {"classes": wanted["probabilities"].shape[-1]} | noted
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    _remove(part)
-    if to == "keras":
-        model.save(part)
-        with zipfile.ZipFile(part, "a") as file:
-            file.writestr(KERAS_FACTS, json.dumps(noted))
-        _compare(_outputs(read_keras(part), floats), wanted, "The .keras file")
-    else:
-        write = _write_saved_model if backend.NAME == "tensorflow" else _write_elsewhere
-        write(model, part, bounds)
+
+    def write(part: Path) -> None:
+        if to == "keras":
+            model.save(part)
+            with zipfile.ZipFile(part, "a") as file:
+                file.writestr(KERAS_FACTS, json.dumps(noted))
+            _compare(_outputs(read_keras(part), floats), wanted, "The .keras file")
+            return
+        write_saved_model = _write_saved_model if backend.NAME == "tensorflow" else _write_elsewhere
+        write_saved_model(model, part, bounds)
         (part / FACTS).parent.mkdir()
         (part / FACTS).write_text(json.dumps(noted), encoding="utf-8")
         _compare(_serve(part, "serving_default", floats), wanted, "The SavedModel")
         _compare(_serve(part, "serving_uint8", x), wanted, "The SavedModel's uint8 signature")
-    _remove(path)
-    os.replace(part, path)
-    return path
+
+    return write_whole(path, write)
 
 
 def run_of(path: Path) -> dict | None:
@@ -337,13 +335,6 @@ def export_run(run: str | Path, *, to: str = "saved_model", out: str | Path | No
         key = to if len(found) == 1 else file.parent.name
         written[key] = export(read_keras(file), place, to=to, facts={"run": run_of(file)})
     return written
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

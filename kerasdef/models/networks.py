@@ -10,12 +10,14 @@ from keras import layers
 
 from kerasdef import checks
 from kerasdef.models.blocks import Denoising, Orthonormal
+from kerasdef.runs.seeds import derive
 
 
 def _seeds(seed: int):
     """An endless supply of different initializer seeds."""
     checks.non_negative_int("seed", seed)
-    count = seed * 1000
+    # from the largest seeds on, a thousand times as much is more than the backends take
+    count = seed * 1000 if seed < 2_000_000 else derive(seed, "network") // 1000 * 1000
     while True:
         count += 1
         yield count

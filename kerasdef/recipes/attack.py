@@ -26,6 +26,7 @@ from kerasdef.datasets import Dataset
 from kerasdef.defenses.loading import Loaded, is_resplit, load_model, test_images
 from kerasdef.evaluation import Outcome
 from kerasdef.evaluation.statistics import wilson
+from kerasdef.files import identity
 from kerasdef.reporting import Report
 
 _SHOWN = 8  # adversarial images in the report
@@ -234,7 +235,11 @@ def _report(result, chosen, name, loaded: Loaded, dataset: Dataset, x, y, seed: 
         reject=dataset.classes if rejects or beyond else None,  # the label is there, whether it rejects or not
         rejecting=[loaded.name] if rejects else [],
         class_names=dataset.class_names,
-        settings={"attack": sequence.settings(chosen), "n": len(x), "parts": result.table.to_dict("records")},
+        settings={
+            "attack": identity(chosen, "attack", strict=False),
+            "n": len(x),
+            "parts": result.table.to_dict("records"),
+        },
         seed=seed,
         dataset=dataset.name,
         phases={f"attack/{row.attack}": row.seconds for row in result.table.itertuples()},

@@ -6,11 +6,11 @@ import keras
 import numpy as np
 
 from kerasdef.attacks import AutoAttack
-from kerasdef.recipes.base import Pieces
+from kerasdef.runs.store import Store
 
 
 def run_autoattack(
-    pieces: Pieces, label: str, attack: AutoAttack, model: keras.Model, x: np.ndarray, y: np.ndarray, **options
+    pieces: Store, label: str, attack: AutoAttack, model: keras.Model, x: np.ndarray, y: np.ndarray, **options
 ) -> tuple[np.ndarray, list[str]]:
     """Attack images, or find what an earlier process made of them.
 
@@ -26,11 +26,12 @@ def run_autoattack(
     Returns:
         x_adv of the shape of x, and what makes the result doubtful, in words.
     """
-    state = None if pieces.folder is None else pieces.folder / "state" / f"{label}-{len(x)}"
+    name = f"attacks/{label}"
+    state = pieces.path(name, judging=True)
 
     def make():
         found = attack.run(model, x, y, out=state, **options)
         return {"x": found.x_adv}, {"flags": list(found.flags.values())}
 
-    arrays, meta = pieces.get(f"attacks/{label}", make, phase=f"attack {label}", judging=True)
-    return arrays["x"], meta.get("flags", [])  # runs from before flags were kept have none
+    arrays, meta = pieces.get(name, make, phase=f"attack {label}", judging=True)
+    return arrays["x"], meta["flags"]

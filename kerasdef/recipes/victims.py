@@ -14,9 +14,12 @@ from kerasdef import checks, models
 from kerasdef.attacks import GMA, GMAAnalysis, gma_analysis
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.evaluation import Outcome
+from kerasdef.files import digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.base import Pieces, derive, fingerprint, fit, restore, weights_piece
+from kerasdef.recipes.base import fit
 from kerasdef.reporting import Report
+from kerasdef.runs.seeds import derive
+from kerasdef.runs.store import Store, restore, weights_piece
 from kerasdef.training import Mixture
 
 VICTIMS = ("vgg7", "vgg16", "resnet32", "resnet50")  # paper, section 6.2
@@ -100,9 +103,9 @@ def gma_victims(
     settings = {
         "recipe": "gma_victims",
         "dataset": dataset.name,
-        "fingerprint": fingerprint(dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test),
+        "fingerprint": digest(dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test),
         "victims": list(victims),
-        "attack": repr(attack),
+        "attack": identity(attack, "attack"),
         "epochs": epochs,
         "batch_size": checks.positive_int("batch_size", batch_size),
         "learning_rate": checks.real("learning_rate", learning_rate, low=0.0, open_low=True),
@@ -113,7 +116,7 @@ def gma_victims(
     built = {
         name: networks.build(name, dataset.input_shape, dataset.classes, seed=derive(seed, name)) for name in victims
     }
-    pieces = Pieces(out, settings)
+    pieces = Store(out, settings)
     x, y = dataset.x_test[:limit], dataset.y_test[:limit]
     outcomes, analyses, history = [], {}, {}
     for name, model in built.items():

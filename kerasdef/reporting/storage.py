@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from kerasdef.evaluation.outcomes import ARRAYS, WORDS, Outcome
+from kerasdef.files import write_whole
 from kerasdef.reporting.figures import NAMES
 from kerasdef.reporting.html import page
 from kerasdef.reporting.results import Results
@@ -46,7 +46,7 @@ def write(results: Results, folder: Path, figures: Mapping[str, tuple[str, bytes
     ours |= {f"figures/{path.name}" for path in (folder / "figures").glob("section_*.png")}
     for stale in ours - contents.keys():  # of an earlier report in this folder
         (folder / stale).unlink(missing_ok=True)
-    return {name: _write(folder / name, data) for name, data in contents.items()}
+    return {n: write_whole(folder / n, lambda part, data=data: part.write_bytes(data)) for n, data in contents.items()}
 
 
 def read(folder: Path) -> dict:
@@ -123,10 +123,3 @@ def _unflat(arrays: Mapping[str, np.ndarray], names: Mapping | None) -> dict:
         return {}
     parts = {part: {n: arrays[f"examples/{part}/{i}"] for i, n in enumerate(names[part])} for part in names}
     return parts | {name: arrays[f"examples/{name}"] for name in ("images", "labels")}
-
-
-def _write(path: Path, data: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-    return path

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import keras
 import numpy as np
 
-_META = "meta"
+from kerasdef.runs.store import read_piece, write_piece
+
 _VARIABLE = "v{:04d}"
 
 
@@ -30,10 +29,7 @@ def write_state(path: Path, model: keras.Model, meta: Mapping, arrays: Mapping[s
     """
     variables = training_variables(model)
     kept = {_VARIABLE.format(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part.npz")
-    np.savez(part, **kept, **(arrays or {}), **{_META: json.dumps({"variables": len(variables), **meta})})
-    os.replace(part, path)
+    write_piece(path, kept | dict(arrays or {}), {"variables": len(variables), **meta})
 
 
 def read_state(path: Path, model: keras.Model) -> tuple[dict, dict[str, np.ndarray]]:
@@ -42,9 +38,7 @@ def read_state(path: Path, model: keras.Model) -> tuple[dict, dict[str, np.ndarr
     Raises:
         ValueError: The file is of another model.
     """
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {k: file[k] for k in file.files}
-    meta = json.loads(str(arrays.pop(_META)))
+    arrays, meta = read_piece(path)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     variables = training_variables(model)

@@ -19,23 +19,10 @@ from kerasdef.attacks import PGD, AutoAttack, Evade
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.evaluation import Outcome
 from kerasdef.evaluation.outcomes import CLEAN, POOLED
+from kerasdef.files import digest, identity
 from kerasdef.models import networks
 from kerasdef.recipes.autoattack import run_autoattack
-from kerasdef.recipes.base import (
-    EARLIER,
-    Pieces,
-    check_network,
-    derive,
-    fingerprint,
-    first_examples,
-    fit,
-    l2_distance,
-    restore,
-    stratified,
-    usual_batch,
-    weights_piece,
-    words,
-)
+from kerasdef.recipes.base import check_network, first_examples, fit, l2_distance, stratified, usual_batch
 from kerasdef.recipes.iar.attacks import Within, default_attacks
 from kerasdef.recipes.iar.result import IAR
 from kerasdef.recipes.iar.settings import (
@@ -49,6 +36,8 @@ from kerasdef.recipes.iar.settings import (
 )
 from kerasdef.reporting import Report
 from kerasdef.runs import progress
+from kerasdef.runs.seeds import derive
+from kerasdef.runs.store import EARLIER, Store, restore, weights_piece
 from kerasdef.training import Mixture, Shares
 from kerasdef.training.state import read_state, write_state
 
@@ -127,6 +116,7 @@ def train(
             f"`data` must be images in the bounds (0, 1). Received: shape={dataset.input_shape}, "
             f"bounds={dataset.bounds}"
         )
+    whole = dataset.fingerprint
     dataset = dataset.resplit(SPLIT, seed=checks.non_negative_int("seed", seed)).with_validation(0.05, seed=seed)
     eps = EPS[int(dataset.input_shape[-1] > 1)] if eps is None else checks.real("eps", eps, low=0.0, open_low=True)
     if attacks is not None and not isinstance(attacks, Mapping):
@@ -170,8 +160,8 @@ def train(
             f"`iterations` must be at least {steps}, the batches of a round. Received: iterations={iterations}"
         )
     builders = {"network": _builder("network", network), "surrogate": _builder("surrogate", surrogate)}
-    run = _Run(dataset, attacks, settings, builders, show)
-    pieces = Pieces(out, run.record(), judging=JUDGING)
+    run = _Run(dataset, whole, attacks, settings, builders, show)
+    pieces = Store(out, run.record(), judging=JUDGING)
     return run.all(pieces, out)
 
 
@@ -182,7 +172,8 @@ def _builder(name: str, network: str | Callable) -> Callable:
 class _Run:
     """The steps of a run."""
 
-    def __init__(self, data: Dataset, attacks, settings: Settings, builders, show):
+    def __init__(self, data: Dataset, whole: str, attacks, settings: Settings, builders, show):
+        self.whole = whole
         self.data, self.attacks, self.s, self.builders, self.show = data, attacks, settings, builders, show
         self.k = data.classes
         if settings.adversarial_label == "reject":  # an image that is called adversarial is an attack that failed
@@ -202,10 +193,12 @@ class _Run:
         return {
             "recipe": "iar",
             "dataset": d.name,
-            "fingerprint": fingerprint(d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test),
+            "data": self.whole,
+            "fingerprint": digest(d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test),
             "test_size": SPLIT,
-            "attacks": {name: words(attack) for name, attack in self.attacks.items()},
-            "networks": {role: getattr(b, "__name__", type(b).__name__) for role, b in self.builders.items()},
+            "attacks": identity(self.attacks, "attacks", strict=False),
+            "order": list(self.attacks),
+            "networks": identity(self.builders, "networks", strict=False),
             "backend": backend.NAME,
             **dataclasses.asdict(self.s),
         }
@@ -219,7 +212,7 @@ class _Run:
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def clean(self, pieces: Pieces, role: str) -> tuple[keras.Model, dict]:
+    def clean(self, pieces: Store, role: str) -> tuple[keras.Model, dict]:
         """A network trained on clean images."""
         model, d = self.built[role], self.data
 
@@ -266,7 +259,7 @@ class _Run:
             found[name] = float(np.mean(good))
         return found
 
-    def retrain(self, pieces: Pieces, model: keras.Model):
+    def retrain(self, pieces: Store, model: keras.Model):
         """The rounds; returns the piece of the retrained model."""
         s, d = self.s, self.data
         steps = s.round_size // (s.batch_size // (len(self.attacks) + 2))
@@ -278,20 +271,22 @@ class _Run:
             jit_compile=backend.jit(),
         )
         model.optimizer.build(model.trainable_variables)
-        state = None if pieces.folder is None else pieces.folder / "training.npz"
+        place = pieces.path("retrained")
+        state = None if place is None else place / "training.npz"
         start = time.perf_counter()
         if state is not None and state.exists():
             seen, _ = read_state(state, model)
         else:
             seen = {"before": self.withstood(model), "rounds": [], "fired": None, "seconds": 0.0}
         earlier = seen["seconds"]
-        with progress.bar("retraining", rounds, show=self.show) as advance:
+        with progress.bar("retraining", rounds, show=self.show, unit="rounds") as advance:
             advance(len(seen["rounds"]))
+            known = ""
             for number in range(len(seen["rounds"]), rounds):
                 if s.stop == "rho" and seen["fired"] is not None:
                     break
                 data = self.shares(model, number, advance)
-                advance(0, "training")
+                advance(0, f"training{known}")
                 history = model.fit(data, epochs=1, verbose=0, shuffle=False).history
                 after = self.withstood(model)
                 clean = models.predict_logits(model, d.x_valid).argmax(axis=1) == d.y_valid
@@ -304,6 +299,7 @@ class _Run:
                 seen["seconds"] = earlier + time.perf_counter() - start
                 if state is not None:
                     write_state(state, model, seen)
+                known = ", " + progress.numbers({k: v for k, v in row.items() if not k.startswith("rho_")})
                 advance(1)
         history = {k: [row[k] for row in seen["rounds"]] for k in seen["rounds"][0]}
         arrays, meta = weights_piece(model, history)
@@ -317,14 +313,14 @@ class _Run:
         predicted = models.predict_logits(model, x).argmax(axis=1)
         return Outcome(name, column, attack, y, predicted, index=self.test, distance=l2_distance(x, clean))
 
-    def made(self, pieces: Pieces, label: str, make: Callable) -> np.ndarray:
+    def made(self, pieces: Store, label: str, make: Callable) -> np.ndarray:
         """Adversarial test images, made now or found."""
         if label not in self.kept:
             found = pieces.get(f"attacks/{label}", lambda: ({"x": make()}, {}), phase=f"attacks, {label}", judging=True)
             self.kept[label] = found[0]["x"]
         return self.kept[label]
 
-    def paper(self, pieces: Pieces, name: str, model: keras.Model, surrogate: keras.Model) -> list[Outcome]:
+    def paper(self, pieces: Store, name: str, model: keras.Model, surrogate: keras.Model) -> list[Outcome]:
         """Clean images, the attacks on the model itself (white box), and those on the surrogate (gray box)."""
         x, y = self.data.x_test[self.test], self.data.y_test[self.test]
         found = [self.outcome(name, "paper", "clean", model, x)]
@@ -339,7 +335,7 @@ class _Run:
                 found.append(self.outcome(name, "paper", shown, model, x_adv))
         return found
 
-    def adaptive(self, pieces: Pieces, model: keras.Model) -> list[Outcome]:
+    def adaptive(self, pieces: Store, model: keras.Model) -> list[Outcome]:
         """Attackers who want a label that is neither the true one nor the eleventh."""
         x, y = self.data.x_test[self.test], self.data.y_test[self.test]
         common = {"eps": self.s.eps, "goal": Evade(self.k)}
@@ -360,7 +356,7 @@ class _Run:
             found.append(self.outcome("after", "adaptive", "autoattack", model, x_adv))
         return found
 
-    def all(self, pieces: Pieces, out) -> IAR:
+    def all(self, pieces: Store, out) -> IAR:
         """Train, retrain, judge, write."""
         surrogate, _ = self.clean(pieces, "surrogate")
         before, history = self.clean(pieces, "network")
@@ -369,8 +365,6 @@ class _Run:
         model.set_weights(before.get_weights())
         piece = pieces.get("retrained", lambda: self.retrain(pieces, model), phase="retraining")
         restore(model, piece)
-        if pieces.folder is not None:
-            (pieces.folder / "training.npz").unlink(missing_ok=True)
         outcomes += self.paper(pieces, "after", model, surrogate)
         outcomes += self.adaptive(pieces, model)
         x, y = self.data.x_test[self.test], self.data.y_test[self.test]

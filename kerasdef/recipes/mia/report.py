@@ -16,11 +16,13 @@ from kerasdef.attacks import GMA, PGD, GradientAttack
 from kerasdef.datasets import Dataset
 from kerasdef.defenses import EvadeVote
 from kerasdef.evaluation import Outcome
-from kerasdef.recipes.base import Pieces, derive, l2_distance
+from kerasdef.recipes.base import l2_distance
 from kerasdef.recipes.mia.result import MIA, vote
 from kerasdef.recipes.mia.sets import AdversarialSet, l2_radii, portion
 from kerasdef.recipes.mia.settings import ADAPTIVE_STEP, RADII, Settings
 from kerasdef.reporting import Report
+from kerasdef.runs.seeds import derive
+from kerasdef.runs.store import Store
 
 _CYCLE = re.compile(r"(.+)/cycle(\d+)")
 _VOTER = re.compile(r"voter\d+")
@@ -73,7 +75,7 @@ class Judge:
             found.append(Outcome(label, "paper", name, s.y, *predict(s.x), s.radius, s.index, s.distance))
         return found
 
-    def adaptive(self, pieces: Pieces, voters: Sequence[keras.Model], prefix: str, show: bool | None) -> list[Outcome]:
+    def adaptive(self, pieces: Store, voters: Sequence[keras.Model], prefix: str, show: bool | None) -> list[Outcome]:
         """Outcomes of attackers who see the voting model whole and want a label that is neither true nor K."""
         rows = self.rows[: self.settings.adaptive_limit]
         x, y = self.data.x_test[rows], self.data.y_test[rows]

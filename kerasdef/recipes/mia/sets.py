@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,9 @@ import numpy as np
 
 from kerasdef import checks, models
 from kerasdef.attacks import FGSM, GMA, PGD, CarliniWagner, Cycled, GradientAttack
-from kerasdef.recipes.base import Piece, fingerprint, l2_distance, words
+from kerasdef.recipes.base import l2_distance
 from kerasdef.recipes.mia.settings import ATTACKS, RADII, RADII_SIZE
+from kerasdef.runs.store import Piece
 from kerasdef.training import adversarial_count
 
 
@@ -117,21 +117,3 @@ def portion(n: int, share: float, names: Sequence[str], name: str) -> int:
     """Number of images of one attack in a share of adversarial images, beside n clean ones."""
     count = adversarial_count(n, share)
     return count // len(names) + (names.index(name) < count % len(names))
-
-
-def describe(attack) -> str:
-    """An attack in words that are the same in another process; radii by their checksum."""
-    text = words(attack)
-    radii = np.asarray(attack.radii) if isinstance(attack, GMA | Cycled) else None
-    if isinstance(attack, GradientAttack) and isinstance(attack.eps, tuple):
-        radii = np.asarray(attack.eps)
-    return text if radii is None else f"{text} of {fingerprint(radii)}"
-
-
-def same_words(description: str) -> str:
-    """What `describe` says now and said before attacks had `samples` and GMA a goal, in the same words."""
-    text = description.replace("samples=1, ", "")
-    text = re.sub(r"^(GMA\(.*), goal=Misclassify\(\)\)", r"\1)", text)
-    if re.search(r" of [0-9a-f]{8}$", text):  # the checksum says which radii
-        text = re.sub(r"radii=(\([^)]*\)|<\d+ values>)", "radii=...", text)
-    return text

@@ -16,22 +16,15 @@ import numpy as np
 from kerasdef import backend, checks, models
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses import bootstrap_indices, voting_model
+from kerasdef.files import digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.base import (
-    Pieces,
-    check_network,
-    derive,
-    fingerprint,
-    fit,
-    restore,
-    stratified,
-    usual_batch,
-    weights_piece,
-)
+from kerasdef.recipes.base import check_network, fit, stratified, usual_batch
 from kerasdef.recipes.mia.report import Judge, Rule, joint_report
 from kerasdef.recipes.mia.result import MIA, MIAEach, single, vote
-from kerasdef.recipes.mia.sets import AdversarialSet, attacked, default_attack, describe, portion, same_words
+from kerasdef.recipes.mia.sets import AdversarialSet, attacked, default_attack, portion
 from kerasdef.recipes.mia.settings import ATTACKS, JUDGING, MEMBERS, THRESHOLD, Settings, epochs_of
+from kerasdef.runs.seeds import derive
+from kerasdef.runs.store import Store, restore, weights_piece
 from kerasdef.training import Mixture, adversarial_count
 
 
@@ -124,6 +117,7 @@ def train(
             raise ValueError(f"`attacks` must hold callables. Received: {name}={attacks[name]!r}")
     checks.share("test_size", test_size)
     checks.share("valid_size", valid_size)
+    whole = dataset.fingerprint
     dataset = dataset.resplit(test_size, seed=checks.non_negative_int("seed", seed)).with_validation(
         valid_size, seed=seed
     )
@@ -154,9 +148,9 @@ def train(
     builders |= {f"eat{i + 1}": _builder("members", m) for i, m in enumerate(members)}
     if len(builders) == 1:
         raise ValueError("`members` must be one or more networks. Received: members=()")
-    run = _Run(dataset, dict(attacks), settings, builders, list(callbacks), show)
+    run = _Run(dataset, whole, dict(attacks), settings, builders, list(callbacks), show)
     run.check_networks()
-    pieces = Pieces(out, run.record(per_attack), judging=JUDGING, same=_same)
+    pieces = Store(out, run.record(per_attack), judging=JUDGING)
     target = run.target(pieces)
     if not per_attack:
         return _write(run.defense(pieces, target, tuple(attacks), ""), out)
@@ -168,11 +162,6 @@ def train(
     return _write_each(MIAEach(parts, report), out)
 
 
-def _same(record: dict) -> dict:
-    """A record with its attacks in words that older records have as well."""
-    return {**record, "attacks": {name: same_words(text) for name, text in record.get("attacks", {}).items()}}
-
-
 def _builder(name: str, network: str | Callable) -> Callable:
     if callable(network):
         return network
@@ -182,8 +171,8 @@ def _builder(name: str, network: str | Callable) -> Callable:
 class _Run:
     """The steps of a run, each a piece that is made once."""
 
-    def __init__(self, dataset, attacks, settings, builders, callbacks, show):
-        self.data, self.attacks, self.s, self.builders = dataset, attacks, settings, builders
+    def __init__(self, dataset, whole, attacks, settings, builders, callbacks, show):
+        self.data, self.whole, self.attacks, self.s, self.builders = dataset, whole, attacks, settings, builders
         self.callbacks, self.show = callbacks, show
         self.k = dataset.classes
         self.test_rows = stratified(dataset.y_test, settings.limit, derive(settings.seed, "test"))
@@ -195,11 +184,13 @@ class _Run:
         return {
             "recipe": "mia",
             "dataset": self.data.name,
-            "fingerprint": fingerprint(d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test),
-            "attacks": {name: describe(attack) for name, attack in self.attacks.items()},
+            "data": self.whole,
+            "fingerprint": digest(d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test),
+            "attacks": identity(self.attacks, "attacks", strict=False),
+            "order": list(self.attacks),
             "per_attack": bool(per_attack),
-            "networks": {name: getattr(b, "__name__", type(b).__name__) for name, b in self.builders.items()},
-            "callbacks": [type(c).__name__ for c in self.callbacks],
+            "networks": identity(self.builders, "networks", strict=False),
+            "callbacks": identity(self.callbacks, "callbacks", strict=False),
             "backend": backend.NAME,
             **dataclasses.asdict(self.s),
         }
@@ -286,7 +277,7 @@ class _Run:
         clean = [(d.x_valid[self.valid_rows], d.y_valid[self.valid_rows])]
         return clean + [(sets[n]["valid"].x, np.full(len(sets[n]["valid"]), self.k)) for n in names]
 
-    def defense(self, pieces: Pieces, target, names: tuple[str, ...], prefix: str) -> MIA:
+    def defense(self, pieces: Store, target, names: tuple[str, ...], prefix: str) -> MIA:
         """Train, vote and judge, for the attacks named; `target` is what the method of this name returned."""
         target, target_history = target
         sets = self.sets(pieces, target, names)

@@ -12,8 +12,10 @@ from kerasdef.attacks import FGSM, PGD, Attack, AutoAttack
 from kerasdef.datasets import Dataset
 from kerasdef.evaluation import Outcome
 from kerasdef.recipes.autoattack import run_autoattack
-from kerasdef.recipes.base import Pieces, derive, first_examples, stratified
+from kerasdef.recipes.base import first_examples, stratified
 from kerasdef.reporting import Report
+from kerasdef.runs.seeds import derive
+from kerasdef.runs.store import Store
 
 
 def attacks_of(eps: float, norm: str) -> dict[str, Attack]:
@@ -53,14 +55,14 @@ class Judge:
         predicted = models.predict_logits(model, x).argmax(axis=1)
         return Outcome(name, column, attack, self.y, predicted, index=self.rows, distance=size)
 
-    def attacked(self, pieces: Pieces, name: str, attack: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def attacked(self, pieces: Store, name: str, attack: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """Adversarial images of an attack on a model, made now or found."""
         label = f"{name}-{attack}"
         piece = pieces.get(f"attacks/{label}", lambda: ({"x": make()}, {}), phase=f"attack {label}", judging=True)
         self.made.setdefault(name, {})[attack] = piece[0]["x"]
         return piece[0]["x"]
 
-    def adaptive(self, pieces: Pieces, name: str, model: keras.Model, *, autoattack: bool) -> list[Outcome]:
+    def adaptive(self, pieces: Store, name: str, model: keras.Model, *, autoattack: bool) -> list[Outcome]:
         """Outcomes of the classifier on clean images and under every attack on itself."""
         found = [self.outcome(name, "adaptive", "clean", model, self.x)]
         options = {"batch_size": 256, "progress": self.show}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,24 +15,17 @@ from kerasdef.attacks import FGSM, PGD
 from kerasdef.catalog import METHODS as CATALOG
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses.loading import read_keras
+from kerasdef.files import architecture, digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.base import (
-    Cost,
-    Pieces,
-    Tick,
-    derive,
-    fingerprint,
-    restore,
-    stratified,
-    total,
-    usual_batch,
-    weights_piece,
-)
+from kerasdef.recipes.base import Tick, stratified, usual_batch
 from kerasdef.recipes.robust.methods import METHODS, Job, Method
 from kerasdef.recipes.robust.report import Judge
 from kerasdef.recipes.robust.result import Trained
 from kerasdef.recipes.robust.settings import JUDGING, VALIDATION, Settings, epochs_of, eps_of
 from kerasdef.runs import progress
+from kerasdef.runs.cost import Cost, total
+from kerasdef.runs.seeds import derive
+from kerasdef.runs.store import Store, restore, weights_piece
 from kerasdef.training import BestRobust, Mixture, OverfittingGuard, Resume, RobustValidation
 
 _LOSSES = (  # in either spelling of Keras, as a class and as a function
@@ -122,6 +114,7 @@ def train(
     dataset = as_dataset(data)
     if dataset.bounds != (0.0, 1.0):
         raise ValueError(f"`data` must lie in the bounds (0, 1). Received: bounds={dataset.bounds}")
+    whole = dataset.fingerprint
     if n_train is not None:
         dataset = dataset.subset(n_train=n_train, seed=checks.non_negative_int("seed", seed))
     checks.share("valid_size", valid_size)
@@ -153,24 +146,24 @@ def train(
         raise ValueError(f"`augment` is for images. Received: samples of shape {dataset.input_shape}")
     if model is not None and network is not None:
         raise ValueError(f"`model` and `network` exclude each other. Received: network={network!r} beside a model")
-    run = _Run(method, spec, dataset, common, network, list(callbacks), show)
+    run = _Run(method, spec, dataset, whole, common, network, list(callbacks), show)
     if isinstance(model, str | Path):
         model = read_keras(model)
-        run.start = {"start": fingerprint(*model.get_weights())}
+        run.start = {"start": digest(*model.get_weights())}
     run.own = model
     model = run.build() if model is None else model
     run.check(model)
     if average is None and models.has_batch_norm(model):
         run.s = dataclasses.replace(common, average=False)
-    pieces = Pieces(out, run.record(model), judging=JUDGING)
+    pieces = Store(out, run.record(model), judging=JUDGING)
     return run.train(model, pieces, out)
 
 
 class _Run:
     """The steps of a run."""
 
-    def __init__(self, name: str, method: Method, data: Dataset, settings: Settings, network, callbacks, show):
-        self.name, self.method, self.data, self.s = name, method, data, settings
+    def __init__(self, name: str, method: Method, data: Dataset, whole: str, settings, network, callbacks, show):
+        self.name, self.method, self.data, self.whole, self.s = name, method, data, whole, settings
         self.callbacks, self.show = callbacks, show
         self.own: keras.Model | None = None  # the user's
         self.start: dict[str, str] = {}  # what a run must begin with again
@@ -234,10 +227,11 @@ class _Run:
             "method": self.name,
             "method settings": dataclasses.asdict(self.method),
             "dataset": d.name,
-            "fingerprint": fingerprint(*arrays),
+            "data": self.whole,
+            "fingerprint": digest(*arrays),
             "network": re.sub(r"_\d+$", "", model.name),  # Keras counts the models of a process that have no name
-            "architecture": f"{zlib.crc32(str(models.architecture(model)).encode()):08x}",
-            "callbacks": [type(c).__name__ for c in self.callbacks],
+            "architecture": architecture(model),
+            "callbacks": identity(self.callbacks, "callbacks", strict=False),
             "backend": backend.NAME,
             **self.start,
             **dataclasses.asdict(self.s),
@@ -263,7 +257,7 @@ class _Run:
     def fit(self, trainer: keras.Model, data: Mixture, epochs: int, title: str, callbacks: list) -> dict:
         """Fit with a progress bar; returns the history."""
         d = self.data
-        with progress.bar(title, epochs * len(data), show=self.show) as advance:
+        with progress.bar(title, epochs * len(data), show=self.show, unit="batches") as advance:
             history = trainer.fit(
                 data,
                 epochs=epochs,
@@ -274,13 +268,11 @@ class _Run:
             )
         return {k: [float(v) for v in values] for k, values in history.history.items()}
 
-    def train(self, model: keras.Model, pieces: Pieces, out) -> Trained:
+    def train(self, model: keras.Model, pieces: Store, out) -> Trained:
         """Train, judge and write."""
         piece = pieces.get("model", lambda: self.trained(model, pieces), phase="training")
         restore(model, piece)
         history, cost = piece[1]["history"], piece[1]["cost"]
-        if pieces.folder is not None:
-            _state(pieces).unlink(missing_ok=True)
         judge = Judge(self.data, self.s.n_test, self.s.eps, self.s.norm, self.s.seed, self.show)
         outcomes = judge.adaptive(pieces, self.name, model, autoattack=self.s.autoattack)
         report = judge.report(
@@ -299,7 +291,7 @@ class _Run:
             result.files["saved_model"] = result.export(Path(out) / "saved_model")
         return result
 
-    def other(self, pieces: Pieces, title: str, network: str | None, wrap: Callable | None = None) -> keras.Model:
+    def other(self, pieces: Store, title: str, network: str | None, wrap: Callable | None = None) -> keras.Model:
         """Another classifier, trained for as many epochs on clean images or by the trainer that `wrap` makes of it."""
         model = self.build(None if network is None else networks.NETWORKS[_known(network)], title)
 
@@ -316,7 +308,7 @@ class _Run:
         self.before.append(piece[1]["cost"])
         return restore(model, piece)
 
-    def trained(self, model: keras.Model, pieces: Pieces):
+    def trained(self, model: keras.Model, pieces: Store):
         """The piece of the trained model: weights, history, cost."""
         s, d = self.s, self.data
         data = self.mixture(derive(s.seed, "order"), self.method.repeats)
@@ -342,7 +334,7 @@ class _Run:
         best = BestRobust(start=s.epochs if full is None else full)
         watch += [*own, best, *self.callbacks]
         if pieces.folder is not None:
-            watch.append(Resume(_state(pieces), data, watch))
+            watch.append(Resume(pieces.path("model") / "training.npz", data, watch))
         history = self.fit(trainer, data, s.epochs, f"{self.name}, {s.epochs} epochs", watch)
         arrays, meta = weights_piece(model, history)
         notes = []
@@ -359,11 +351,6 @@ class _Run:
 
 def _epochs(found: list[int]) -> str:
     return ", ".join(str(epoch + 1) for epoch in found)
-
-
-def _state(pieces: Pieces) -> Path:
-    """Where the state of an unfinished training is."""
-    return pieces.folder / "training.npz"
 
 
 def _known(network: str) -> str:

@@ -1,0 +1,187 @@
+"""The one store of results: finished pieces of a run in a folder, from which a run that was killed goes on."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerasdef.files import digest, identity, refuse_unknown, remove, write_whole
+
+RUN = "run.json"  # settings of a run, in its folder
+EARLIER = "earlier"  # seconds that processes before this one spent on a piece
+_META = "meta"
+_GIVEN = "given"
+_INNER = "inner"
+_SECONDS = "seconds"
+
+Piece = tuple[dict[str, np.ndarray], dict]
+
+
+class Store:
+    """Finished pieces of a run, kept in a folder where there is one.
+
+    A piece is a dict of arrays and a dict of JSON values. It is written whole or not at all, so a run that was killed
+    goes on from its last finished piece. Two runs are the same where the content of their settings is the same.
+
+    Args:
+        folder: Where the run is kept, or None for a run that is not kept.
+        settings: Everything the results depend on; see `kerasdef.files.identity` for what it may hold.
+        judging: Names of those settings that only judging pieces depend on: a run may go on with others, and only these
+            pieces are made again.
+
+    Attributes:
+        times: Phase and seconds of every piece that was asked for.
+
+    Raises:
+        ValueError: The folder holds another run, or something that is no run; or the content of a setting cannot be
+            read.
+    """
+
+    def __init__(self, folder: str | Path | None, settings: Mapping, *, judging: Sequence[str] = ()):
+        self.folder = None if folder is None else Path(folder)
+        self.times: dict[str, tuple[str, float]] = {}
+        self._within = 0.0  # time of the pieces that the piece being made has made
+        self.judging: dict = {}
+        if self.folder is None:
+            return
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"`out` must be a folder. Received: out={str(folder)!r}, which is a file")
+        settings = {name: identity(value, name) for name, value in settings.items()}
+        refuse_unknown(settings, "")
+        settings = json.loads(json.dumps(settings))
+        self.judging = {name: settings.pop(name) for name in judging}
+        record = self.folder / RUN
+        if record.exists():
+            _check_same(json.loads(record.read_text(encoding="utf-8")), settings, folder)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(
+                f"`out` must be a new or empty folder, or one of an earlier run. Received: out={str(folder)!r}, "
+                "which holds other files"
+            )
+        else:
+            text = json.dumps(settings, indent=1)
+            write_whole(record, lambda path: path.write_text(text, encoding="utf-8"))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time of each phase: each piece counts once, however often it was asked for."""
+        total: dict[str, float] = {}
+        for phase, seconds in self.times.values():
+            total[phase] = total.get(phase, 0.0) + seconds
+        return total
+
+    def branch(self) -> Store:
+        """The same pieces for a part of the run: its times begin with those so far and do not count here."""
+        part = copy.copy(self)
+        part.times = dict(self.times)
+        return part
+
+    def path(self, name: str, *, judging: bool = False) -> Path | None:
+        """Folder for the state of an unfinished piece, which may not exist yet; None where nothing is kept.
+
+        It is removed as soon as the piece is finished.
+
+        Args:
+            name: Of the piece.
+            judging: Whether the piece depends on the settings of judging; with others it has another folder.
+        """
+        if self.folder is None:
+            return None
+        return self.folder / "unfinished" / (f"{name}-{digest(self.judging)[:8]}" if judging else name)
+
+    def get(
+        self, name: str, make: Callable[[], Piece], *, phase: str, judging: bool = False, given: Mapping | None = None
+    ) -> Piece:
+        """Return a piece, made now or found in the folder.
+
+        Args:
+            name: Of the piece.
+            make: Makes it. Seconds that earlier processes spent on it may stand in its meta as `EARLIER`.
+            phase: What its time counts towards.
+            judging: Whether it depends on the settings of judging as well; found with others, it is made again.
+            given: JSON values that this piece depends on beside the settings; found with others, it is made again.
+        """
+        path = None if self.folder is None else self.folder / "pieces" / f"{name}.npz"
+        given = (self.judging if judging else {}) | json.loads(json.dumps(dict(given or {})))
+        piece = None if path is None or not path.exists() else read_piece(path)
+        if piece is None or piece[1][_GIVEN] != given:
+            piece = self._made(make, given)
+            if path is not None:
+                write_piece(path, *piece)
+                remove(self.path(name, judging=judging))
+        # pieces made within this one count on their own; of a piece that is found they are not asked for
+        self.times |= {inner: tuple(found) for inner, found in piece[1][_INNER].items()}
+        self.times[name] = (phase, piece[1][_SECONDS])
+        return piece
+
+    def _made(self, make: Callable[[], Piece], given: Mapping) -> Piece:
+        start, outer, before = time.perf_counter(), self._within, set(self.times)
+        self._within = 0.0
+        arrays, meta = make()
+        spent = time.perf_counter() - start
+        meta = {
+            **meta,
+            _SECONDS: spent - self._within + meta.get(EARLIER, 0.0),
+            _INNER: {name: self.times[name] for name in self.times if name not in before},
+            _GIVEN: dict(given),
+        }
+        self._within = outer + spent
+        return arrays, meta
+
+
+def write_piece(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping) -> None:
+    """Write arrays and JSON values into one file that ends in .npz, whole or not at all."""
+    write_whole(path, lambda part: np.savez(part, **arrays, **{_META: json.dumps(meta)}))
+
+
+def read_piece(path: Path) -> Piece:
+    """Read what `write_piece` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return {k: file[k] for k in file.files if k != _META}, json.loads(str(file[_META]))
+
+
+def weights_piece(model: keras.Model, history: Mapping) -> Piece:
+    """A piece from a trained model: its weights and the states of its random layers."""
+    arrays = {f"w{i:03d}": keras.ops.convert_to_numpy(v) for i, v in enumerate(model.variables)}
+    return arrays, {"history": dict(history)}
+
+
+def restore(model: keras.Model, piece: Piece) -> keras.Model:
+    """Give a model the weights of a piece."""
+    names = [f"w{i:03d}" for i in range(len(piece[0]))]
+    for variable, name in zip(model.variables, names, strict=True):
+        variable.assign(piece[0][name])
+    return model
+
+
+def _check_same(found: dict, wanted: dict, folder) -> None:
+    different = list(_differences(found, wanted, ""))
+    if different:
+        shown = ", ".join(f"{name}={_short(now)} (there: {_short(there)})" for name, there, now in different[:3])
+        raise ValueError(
+            f"`out` must be a new folder, or one of a run with the same settings. Received: out={str(folder)!r}, "
+            f"which differs in {shown}"
+        )
+
+
+def _differences(found: dict, wanted: dict, prefix: str):
+    """Yield the name of each setting that differs, with its value there and now; of nested ones the innermost."""
+    for key in sorted({*found, *wanted}):
+        there, now = found.get(key), wanted.get(key)
+        if there == now:
+            continue
+        if isinstance(there, dict) and isinstance(now, dict):
+            yield from _differences(there, now, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", there, now
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
