@@ -270,7 +270,7 @@ def test_rho_is_looked_at_on_held_out_images_attacked_on_the_model_as_it_is(data
 @pytest.mark.usefixtures("lean")
 def test_rho_is_the_accuracy_of_held_out_images_under_attack_after_less_before(data, monkeypatch):
     looks = iter([{"fgsm": 0.25}, {"fgsm": 0.30}, {"fgsm": 0.35}, {"fgsm": 0.34}])
-    monkeypatch.setattr(recipe._Run, "withstood", lambda self, model: next(looks))
+    monkeypatch.setattr(recipe._Run, "not_fooled", lambda self, model: next(looks))
     result = kerasdef.train_iar(data, **settings(iterations=24, epochs=1))
     assert result.history["rho_fgsm"] == pytest.approx([0.05, 0.10, 0.09])
     assert result.history["val_robust_accuracy"] == [0.30, 0.35, 0.34]
@@ -288,7 +288,7 @@ def test_rho_is_the_accuracy_of_held_out_images_under_attack_after_less_before(d
 )
 def test_the_rule_needs_every_attack_and_counts_the_first_time(data, monkeypatch, looks, fired):
     given = iter([dict(zip(("fgsm", "again"), look, strict=True)) for look in looks])
-    monkeypatch.setattr(recipe._Run, "withstood", lambda self, model: next(given))
+    monkeypatch.setattr(recipe._Run, "not_fooled", lambda self, model: next(given))
     attacks = {"fgsm": Copy(), "again": Copy()}
     result = kerasdef.train_iar(data, **settings(attacks=attacks, batch_size=60, iterations=24, epochs=1))
     assert result.fired == fired
