@@ -14,9 +14,6 @@ import json
 import math
 import os
 import platform
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,17 +24,17 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import memory
 import numpy as np
 import peers
+import tables
 import victims
 from rich.console import Console
-from rich.table import Table
 
 from kerasdef import backend, losses, models, norms
 from kerasdef.attacks import (
     APGD,
     FAB,
-    FGSM,
     FMN,
     PGD,
     Attack,
@@ -46,9 +43,7 @@ from kerasdef.attacks import (
     DeepFool,
     HopSkipJump,
     Square,
-    engine,
 )
-from kerasdef.models import networks
 
 BATCH = 256
 STEPS = 40  # of PGD: Madry et al. for MNIST
@@ -207,6 +202,13 @@ def cases(eps: float, quick: bool, few: int) -> Iterator[Case]:
 # -- how it is measured ----------------------------------------------------------------------------
 
 
+def copy_of(model: keras.Model) -> keras.Model:
+    """The same layers and weights in another model."""
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
 def gradient_seconds(model, x, y, repeats: int) -> float:
     """Time of one compiled gradient of the cross-entropy on a batch, the median over fresh traces."""
     labels = y.astype("int32")
@@ -251,12 +253,13 @@ def measure_case(case: Case, model, x, y, gradients: dict[int, float], repeats: 
     if len(x) not in gradients:
         gradients[len(x)] = gradient_seconds(model, x, y, repeats)
 
-    def ours():
-        return case.attack.run(model, x, y, batch_size=min(BATCH, len(x)), progress=False)
-
     times = []
     for _ in range(case.traces):
-        engine._PROGRAMS.clear()
+        fresh = copy_of(model)  # for which nothing is compiled
+
+        def ours(fresh=fresh):
+            return case.attack.run(fresh, x, y, batch_size=min(BATCH, len(x)), progress=False)
+
         result = ours()
         times.append(seconds(ours, repeats))
     mine = {"seconds": median(times), **strength(model, x, result.x_adv, y, case.norm)}
@@ -312,44 +315,6 @@ def pgd_by_hand(mine: dict, model, x, y, eps: float, repeats: int) -> dict:
         "median_change": _median(entry.pop("change")),
     }
     return {"PyTorch by hand": entry}
-
-
-# -- memory ----------------------------------------------------------------------------------------
-
-
-def peak() -> int:
-    """Peak resident memory of this process in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def forget_peak() -> None:
-    """Let the peak begin at what is in use now; elsewhere than on Linux it keeps what came before."""
-    reset = Path("/proc/self/clear_refs")
-    if reset.exists():
-        reset.write_text("5")
-
-
-def memory_child(n: int, shape: tuple[int, ...]) -> None:
-    """Attack n images and print the growth of the peak less the size of the answer, in bytes."""
-    model = networks.cnn11(shape)
-    rng = np.random.default_rng(0)
-    x = rng.random((n, *shape), dtype="float32")
-    y = models.predict_logits(model, x).argmax(axis=1)
-    attack = FGSM(eps=0.3)
-    attack(model, x[: 4 * BATCH], y[: 4 * BATCH], batch_size=BATCH, progress=False)
-    forget_peak()
-    before = peak()
-    out = attack(model, x, y, batch_size=BATCH, progress=False)
-    print(json.dumps({"n": n, "constant_bytes": peak() - before - out.nbytes, "array_bytes": out.nbytes}))
-
-
-def memory(n: int, shape) -> dict:
-    """Run `memory_child` in a process of its own: peaks only ever rise."""
-    sides = ",".join(map(str, shape))
-    command = [sys.executable, __file__, "--memory", str(n), "--shape", sides]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return json.loads(answer.stdout.strip().splitlines()[-1])
 
 
 # -- all of it -------------------------------------------------------------------------------------
@@ -410,7 +375,7 @@ def measure(quick: bool, only: list[str], path: Path | None) -> dict:
         write(found, path)
     if not only:
         for n in (2_000, 10_000) if quick else (10_000, 60_000):
-            found["memory"].append(memory(n, mnist.input_shape))
+            found["memory"].append(memory.in_a_child(n, mnist.input_shape))
         note("memory measured")
     found["seconds_in_all"] = time.perf_counter() - began
     return found
@@ -422,77 +387,15 @@ def write(found: dict, path: Path | None) -> None:
         path.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def mark(value: float, limit: float | None, at_most: bool = False) -> str:
-    """What a bar says of a value."""
-    if limit is None:
-        return ""
-    return f"{'<=' if at_most else '>='} {limit:g}{'' if (value <= limit) == at_most else ' MISSED'}"
-
-
-def show(found: dict) -> None:
-    """Print the tables."""
-    facts = found["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
-    out = Console(width=None if sys.stdout.isatty() else 160)
-    out.print(f"{facts['cpus']} CPUs ({facts['processor']}), device {facts['device']}, load {facts['load_before']:.1f}")
-    out.print(f"Python {facts['python']}, {versions}")
-    for victim in found["models"]:
-        title = (
-            f"{victim['kind']} model on {victim['dataset']} (clean {victim['clean_accuracy_of_1000']:.1%} of 1,000), "
-            f"eps {victim['eps']:.4g}; one gradient of {victim['n']}: {1e3 * victim['gradient_seconds']:.1f} ms"
-        )
-        table = Table(title=title, title_justify="left")
-        for head in ("attack", "n", "seconds", "over gradients", "left", "loss", "change", "peer", "times as fast",
-                     "their left", "their loss", "change ratio"):  # fmt: skip
-            table.add_column(head, justify="left" if head in ("attack", "peer") else "right")
-        for row in victim["rows"]:
-            mine = row["kerasdef"]
-            over = row.get("overhead")
-            first = [
-                row["name"],
-                str(row["n"]),
-                f"{mine['seconds']:.2f}",
-                "" if over is None else f"{over:.2f} {mark(over, row['overhead_to_reach'], True)}",
-                f"{mine['accuracy_left']:.1%}",
-                f"{mine['mean_loss']:.2f}",
-                f"{mine['median_change']:.3f}",
-            ]
-            if not row["peers"]:
-                table.add_row(*first, "", "", "", "", "")
-            for name, theirs in row["peers"].items():
-                fast = theirs["times_as_fast"]
-                table.add_row(
-                    *first,
-                    name,
-                    f"{fast:.2f} {mark(fast, theirs['to_reach'])}",
-                    f"{theirs['accuracy_left']:.1%}",
-                    f"{theirs['mean_loss']:.2f}",
-                    f"{theirs['median_change_ratio']:.3f}",
-                )
-                first = [""] * len(first)
-        out.print(table)
-    for part in found["memory"]:
-        out.print(
-            f"memory of FGSM on {part['n']:,} images beyond the arrays: {part['constant_bytes'] / 2**20:.1f} MiB "
-            f"(arrays in and out {part['array_bytes'] / 2**20:.0f} MiB each)"
-        )
-    out.print(f"{found['seconds_in_all']:.0f} s in all")
-
-
 def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write everything that was measured to this file")
     parser.add_argument("--quick", action="store_true", help="less of everything, on digits: a few minutes")
     parser.add_argument("--only", nargs="*", default=[], help="rows whose names hold one of these words")
-    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--shape", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.memory:
-        memory_child(options.memory, tuple(int(s) for s in options.shape.split(",")))
-        return
     found = measure(options.quick, options.only, options.json)
-    show(found)
+    tables.show(found)
     write(found, options.json)
 
 

@@ -6,7 +6,8 @@ kerasdef is written against `keras.ops`. What Keras does not offer for both Tens
 from __future__ import annotations
 
 import contextlib
-import logging
+import itertools
+import types
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -14,13 +15,13 @@ import keras
 import numpy as np
 
 NAME = keras.backend.backend()
+_NUMBERS = itertools.count()  # of compiled programs
+_AT_ONCE = 16  # samples of a random model that TensorFlow works on at a time
 _UNROLLED = 32  # backward passes of a jacobian in one graph; more of them stand in a loop
-
+_LONG = 64  # steps of a loop in one graph; building one of 64 steps of PGD takes seconds
 if NAME == "tensorflow":
     import tensorflow as tf
 
-    # Every attack and model has a program of its own, which TensorFlow takes for one that is traced again and again.
-    logging.getLogger("tensorflow").addFilter(lambda record: "kerasdef_program" not in record.getMessage())
 elif NAME == "jax":
     import jax
 else:
@@ -167,42 +168,56 @@ def is_seed(variable) -> bool:
 
 
 @contextlib.contextmanager
-def frozen(model: keras.Model, salt=0) -> Iterator[None]:
-    """Read the model without changing it; random layers draw by their own state moved on by `salt`.
-
-    Enter it at each evaluation, with another salt each time: entered once around a loop it would give every
-    step the same noise.
-
-    Args:
-        model: A built Keras model.
-        salt: Integer or integer tensor, added to the state of every seed generator.
-    """
-    salt = salt % 2**32 if isinstance(salt, int) else salt
-    mapping = []
-    for variable in model.variables:
-        value = variable.value
-        if is_seed(variable):
-            value = value + keras.ops.cast(salt, value.dtype)
-        mapping.append((variable, value))
-    with keras.StatelessScope(state_mapping=mapping):
-        yield
-
-
-@contextlib.contextmanager
 def constant(model: keras.Model) -> Iterator[None]:
     """Take the model's variables for constants: no gradient flows into them."""
     with keras.StatelessScope(state_mapping=[(v, keras.ops.stop_gradient(v.value)) for v in model.variables]):
         yield
 
 
-def evaluate(model: keras.Model, x, salt=0):
-    """Outputs of a model in inference mode, float32, without changing it; `salt` chooses the draw of a random model."""
-    if any(is_seed(v) for v in model.variables):
-        with frozen(model, salt):
-            outputs = model(x, training=False)
-    else:
-        outputs = model(x, training=False)
-    return keras.ops.cast(outputs, "float32")
+def seed_variables(model: keras.Model) -> list:
+    """The states of the random layers of a model."""
+    return [v for v in model.variables if is_seed(v)]
+
+
+def evaluate(model: keras.Model, x):
+    """Outputs of a model in inference mode, float32."""
+    return keras.ops.cast(model(x, training=False), "float32")
+
+
+def evaluate_drawn(model: keras.Model, x, states):
+    """Outputs of a model whose random layers draw numbers, each sample with random states of its own.
+
+    The samples are evaluated as batches of one, so that no sample sees the draws of another; the model's
+    own states are neither read nor changed.
+
+    Args:
+        model: A built Keras model.
+        x: Tensor of shape (n, ...).
+        states: One integer tensor of shape (n, 2) for each of `seed_variables(model)`.
+
+    Returns:
+        Tensor of shape (n, ...), float32.
+    """
+    variables = seed_variables(model)
+    others = [(v, v.value) for v in model.variables if not is_seed(v)]
+
+    def one(x, states):
+        drawn = [(v, keras.ops.cast(s, v.dtype)) for v, s in zip(variables, states, strict=True)]
+        with keras.StatelessScope(state_mapping=[*others, *drawn]):
+            return keras.ops.cast(model(keras.ops.expand_dims(x, 0), training=False), "float32")[0]
+
+    if NAME == "tensorflow":
+        # not `tf.vectorized_map`, which has no rules for random numbers; measured, it is no faster here
+        options = {"fn_output_signature": "float32", "parallel_iterations": _AT_ONCE}
+        return tf.map_fn(lambda z: one(*z), (x, tuple(states)), **options)
+    return jax.vmap(one)(x, tuple(states))
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """Compute with values, not symbols, also while a function is being traced."""
+    with tf.init_scope() if NAME == "tensorflow" else jax.ensure_compile_time_eval():
+        yield
 
 
 @contextlib.contextmanager
@@ -224,9 +239,10 @@ def seeded(seed: int) -> Iterator[None]:
 def loop(times: int, fn: Callable, state):
     """Apply `fn` to a state `times` times, inside a compiled function.
 
-    A loop of the backend, but for TensorFlow's CPU, where it is unrolled: see `repeated`.
+    A loop of the backend, but on TensorFlow's CPU up to 64 times are unrolled: see `repeated`. Beyond that the graph
+    would take longer to build than the slower loop takes to run.
     """
-    if NAME != "tensorflow" or has_gpu():
+    if NAME != "tensorflow" or has_gpu() or times > _LONG:
         return keras.ops.fori_loop(0, times, lambda i, s: fn(s), state)
     for _ in range(times):
         state = fn(state)
@@ -241,11 +257,14 @@ def compiled(fn: Callable, model: keras.Model) -> Callable:
     """
     if NAME == "tensorflow":
 
-        def kerasdef_program(*arguments):
+        def program(*arguments):
             return fn(*arguments)
 
+        # TensorFlow counts traces by code: programs that share theirs would look like one that is traced too often
+        code = program.__code__.replace(co_name=f"kerasdef_program_{next(_NUMBERS)}")
+        program = types.FunctionType(code, globals(), code.co_name, None, program.__closure__)
         xla = has_gpu()
-        return tf.function(kerasdef_program, autograph=False, jit_compile=xla, reduce_retracing=not xla)
+        return tf.function(program, autograph=False, jit_compile=xla, reduce_retracing=not xla)
 
     reference = weakref.ref(model)  # what is compiled must not keep the model alive
 

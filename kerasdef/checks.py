@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-TOLERANCE = 1e-6  # float32 noise of a min-max scaling: accepted and clipped, not an error
+TOLERANCE = 1e-6  # of the span of the bounds; float32 noise of a min-max scaling: accepted and clipped
 
 
 def positive_int(name: str, value) -> int:
@@ -75,8 +75,9 @@ def one_of(name: str, value, choices: Iterable[str]) -> str:
 def images(name: str, x, *, limits: tuple[float, float] = (0.0, 1.0), shape: tuple | None = None) -> np.ndarray:
     """Return `x` as float32 inside `limits`.
 
-    uint8 is scaled by the range of its type (255) when `limits` is (0, 1). Values outside the limits by no more
-    than 1e-6 are clipped; anything further out, NaN, an empty array or another dtype is an error.
+    uint8 images are mapped linearly from 0..255, the range of their type, onto the limits. Values outside the limits
+    by no more than a millionth of their span are clipped; anything further out, NaN, an empty array or another dtype
+    is an error.
 
     Args:
         name: What to call the array in an error.
@@ -89,17 +90,19 @@ def images(name: str, x, *, limits: tuple[float, float] = (0.0, 1.0), shape: tup
         raise ValueError(f"`{name}` must be a non-empty array of shape (n, ...). Received: shape={x.shape}")
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"`{name}` must hold samples of shape {tuple(shape)}. Received: shape={x.shape}")
-    if x.dtype == np.uint8 and limits == (0.0, 1.0):
-        return x.astype("float32") / np.float32(255)
+    if x.dtype == np.uint8:
+        levels = limits[0] + np.arange(256) * (limits[1] - limits[0]) / 255
+        return levels.astype("float32")[x]
     if not np.issubdtype(x.dtype, np.floating):
         raise ValueError(
-            f"`{name}` must be floating point in [{limits[0]:g}, {limits[1]:g}], or uint8 images for [0, 1]. "
+            f"`{name}` must be floating point in [{limits[0]:g}, {limits[1]:g}], or uint8 images. "
             f"Received: dtype={x.dtype}"
         )
     low, high = float(x.min()), float(x.max())  # NaN survives min and max
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"`{name}` must be finite. Received: {int(np.sum(~np.isfinite(x)))} values NaN or infinite")
-    if low < limits[0] - TOLERANCE or high > limits[1] + TOLERANCE:
+    tolerance = TOLERANCE * (limits[1] - limits[0])
+    if low < limits[0] - tolerance or high > limits[1] + tolerance:
         raise ValueError(
             f"`{name}` must lie in the bounds [{limits[0]:g}, {limits[1]:g}]. "
             f"Received: minimum={low:.6g}, maximum={high:.6g}"
@@ -114,13 +117,20 @@ def labels(name: str, y, *, n: int | None = None, classes: int | None = None) ->
 
     Args:
         name: What to call the array in an error.
-        y: Array of shape (n,) or (n, 1), integers.
+        y: Class indices of shape (n,) or (n, 1), or one-hot rows of shape (n, classes).
         n: Number of labels that is expected, or None.
         classes: Labels must be below this, or None.
     """
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
+    elif y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind in "biuf":
+        if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
+            raise ValueError(
+                f"`{name}` must be class indices of shape (n,) or one-hot rows, with one 1 in each. "
+                f"Received: shape={y.shape}, whose rows have other values or several labels"
+            )
+        y = y.argmax(axis=1)
     if y.ndim != 1:
         raise ValueError(f"`{name}` must be class indices of shape (n,). Received: shape={y.shape}")
     whole = np.issubdtype(y.dtype, np.integer) or (np.issubdtype(y.dtype, np.floating) and np.all(y == np.floor(y)))

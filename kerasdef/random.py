@@ -69,6 +69,12 @@ def normal_array(seeds: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return pair[:, :size].reshape(-1, *shape)
 
 
+def fold(seeds, counter):
+    """Seeds of their own, uint32 tensors of shape (n,), for a counter: an integer, or a tensor of shape (n,)."""
+    step = ops.multiply(ops.cast(counter, "uint32"), _u32(_GOLDEN))
+    return _mix(_mix(ops.cast(seeds, "uint32")) + step + _u32(1))
+
+
 def bits(seeds, shape: tuple[int, ...], salt: int = 0):
     """Uniform 32-bit integers of shape (n, *shape) from seeds of shape (n,)."""
     size = math.prod(shape)

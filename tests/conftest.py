@@ -1,6 +1,16 @@
-"""Small things that many tests share: a model of scikit-learn's digits, the command line, runs that are refused."""
+"""Small things that many tests share: a model of scikit-learn's digits, the command line, runs that are refused.
 
+The whole suite runs in several processes (pytest-xdist), each with one thread: two small nets side by side are faster
+than one net on two cores. Files that are named on the command line run in one process, `-n N` says otherwise.
+"""
+
+import os
 import sys
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before TensorFlow or JAX is imported
+    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import keras
 import numpy as np
@@ -8,6 +18,22 @@ import pytest
 from sklearn.datasets import load_digits
 
 from kerasdef import backend, cli
+
+GIB_EACH = 4  # memory that one process of the suite may come to need
+MOST = 4  # processes; each imports TensorFlow and trains the shared models anew
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Processes for `-n auto`, which setup.cfg asks for: by cores and memory; none where single files are named."""
+    if config.args_source is config.ArgsSource.ARGS and any(a.split("::")[0].endswith(".py") for a in config.args):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):  # elsewhere than on Unix
+        gib = 2 * GIB_EACH
+    count = min(cores, MOST, int(gib / GIB_EACH))
+    return count if count > 1 else 0
 
 
 @pytest.fixture(scope="session")

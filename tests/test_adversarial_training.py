@@ -1,6 +1,8 @@
 """Adversarial training: one step by hand, what Keras offers works, each objective is its formula."""
 
 import dataclasses
+import time
+import warnings
 
 import keras
 import numpy as np
@@ -8,9 +10,21 @@ import pytest
 from keras import layers, ops
 
 from kerasdef import backend
-from kerasdef.attacks import FGSM, PGD, CarliniWagner, GradientAttack
+from kerasdef.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    FMN,
+    MIM,
+    PGD,
+    CarliniWagner,
+    CarliniWagnerLinf,
+    DeepFool,
+    GradientAttack,
+)
 from kerasdef.training import (
     AdversarialTraining,
+    FreeTraining,
     Madry,
     Mart,
     Mixed,
@@ -236,7 +250,7 @@ def fitted(y, *, x=None, **options):
 def test_labels_may_be_indices_a_column_or_one_hot_rows():
     _, y = data(32)
     wanted, history = fitted(y)
-    assert set(history) == {"loss", "accuracy"}
+    assert set(history) == {"loss", "accuracy", "adversarial_accuracy"}
     for form in (y[:, None], np.eye(4, dtype="float32")[y], y.astype("float32")):
         for a, b in zip(fitted(form)[0], wanted, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
@@ -352,6 +366,93 @@ def test_regularization_is_counted_once():
         np.testing.assert_allclose(values[1] - values[0], penalty, rtol=1e-3)
 
 
+@pytest.mark.parametrize("attack", [PGD(eps=EPS, steps=5), APGD(eps=EPS, steps=5), MIM(eps=EPS, steps=5)])
+def test_a_loop_finds_the_images_of_unrolled_steps(attack, monkeypatch):
+    x, y = data(16)
+    found = []
+    for limit in (64, 4):
+        monkeypatch.setattr(backend, "_LONG", limit)
+        trainer = AdversarialTraining(dense(), attack)
+        program = backend.compiled(trainer.perturb, trainer.view)
+        found.append(ops.convert_to_numpy(program(ops.convert_to_tensor(x), ops.convert_to_tensor(y.astype("int32")))))
+    assert np.abs(found[0] - x).max() > EPS / 2
+    np.testing.assert_allclose(*found, atol=1e-6)  # float32
+
+
+def test_a_thousand_steps_are_trained_on_in_seconds():
+    x, y = data(16)
+    trainer = AdversarialTraining(dense(), PGD(eps=EPS, steps=1000))
+    trainer.compile("sgd", loss())
+    begun = time.monotonic()
+    assert np.isfinite(trainer.fit(x, y, batch_size=16, epochs=1, verbose=0).history["loss"][0])
+    assert time.monotonic() - begun < 60  # unrolled it takes minutes to build
+
+
+def test_the_names_tell_clean_from_adversarial_numbers_and_callbacks_find_those_they_know():
+    x, y = data(64)
+    model = dense()
+    wrong = AdversarialTraining(model, PGD(eps=EPS, steps=5), Mixed())
+    wrong.compile(keras.optimizers.SGD(0.0), loss(), metrics=["accuracy"])
+    stop = keras.callbacks.EarlyStopping("val_accuracy", patience=0, min_delta=9.0)
+    options = {"validation_data": (x, y), "callbacks": [stop], "verbose": 0, "batch_size": 64}
+    found = wrong.fit(x, y, epochs=3, **options).history
+    assert set(found) == {"loss", "accuracy", "adversarial_accuracy", "val_loss", "val_accuracy"}
+    assert len(found["loss"]) == 2
+    labels = model.predict(x, verbose=0).argmax(axis=1)
+    assert found["accuracy"] == found["val_accuracy"] == [pytest.approx(np.mean(labels == y))] * 2
+    assert found["adversarial_accuracy"][0] < found["accuracy"][0]
+    assert set(wrong.evaluate(x, y, verbose=0, return_dict=True)) == {"loss", "accuracy"}
+    for objective, most in ((Madry(), 0.9), (Reject(3), 1.0)):  # rejected images withstand as well
+        trainer = AdversarialTraining(model, FGSM(eps=0.0), objective)
+        trainer.compile(keras.optimizers.SGD(0.0), loss())
+        share = trainer.fit(x, y, batch_size=64, epochs=1, verbose=0).history["adversarial_accuracy"]
+        right = (labels == y) | (labels == 3) if isinstance(objective, Reject) else labels == y
+        assert share == [pytest.approx(right.mean())]
+        assert share[0] < most
+
+
+# -- what an attack may be blind to ----------------------------------------------------------------
+
+
+def signs_of(model, x, y, epochs=1, rate=0.0, **options):
+    """What a training warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = AdversarialTraining(model, FGSM(eps=EPS))
+        trainer.compile(keras.optimizers.SGD(rate), loss())
+        trainer.fit(x, y, epochs=epochs, batch_size=32, verbose=0, **options)
+    return [str(w.message) for w in caught if w.category is UserWarning and w.filename == __file__]
+
+
+def test_training_warns_once_of_zero_gradients_with_their_share():
+    model, (x, _) = dense(), data(64)
+    model.layers[-1].set_weights([1e5 * w for w in model.layers[-1].get_weights()])
+    y = model.predict(x, verbose=0).argmax(axis=1)
+    said = signs_of(model, x, y, epochs=3, validation_data=(x, y))
+    assert len(said) == 1
+    assert "for 100% of the images" in said[0]
+
+
+def test_training_warns_of_probabilities_that_cannot_be_looked_through():
+    class Squash(layers.Layer):
+        def call(self, z):
+            return ops.softmax(z)
+
+    x, _ = data(64)
+    model = keras.Sequential([dense(), Squash()])
+    y = model.predict(x, verbose=0).argmax(axis=1)
+    assert any("probabilities" in text for text in signs_of(model, x, y))
+
+
+def test_training_warns_at_its_end_of_a_model_that_labels_few_clean_images_right():
+    model, (x, _) = dense(), data(64)
+    y = model.predict(x, verbose=0).argmax(axis=1)
+    assert signs_of(model, x, y) == []
+    said = signs_of(model, x, (y + 1) % 4, epochs=2)
+    assert len(said) == 1
+    assert "only 0.0% of the clean images right" in said[0]
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
@@ -369,6 +470,38 @@ def subclassed():
     return model
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class FixedRadius(FGSM):
+    """A step whose radius cannot change."""
+
+    @property
+    def parameters(self):
+        return {}
+
+
+@pytest.mark.parametrize("loss_of", ["binary_crossentropy", keras.losses.BinaryCrossentropy(from_logits=True)])
+def test_several_labels_at_once_are_refused_by_the_head_or_by_the_loss(loss_of):
+    base = dense(activation="sigmoid")
+    nested = keras.Sequential([keras.Input((6,)), layers.Rescaling(1.0), base])
+    for model in (base, nested):
+        for make in (lambda m: AdversarialTraining(m, FGSM()), lambda m: FreeTraining(m, EPS, batch_size=8)):
+            with pytest.raises(ValueError, match="a multi-label head of 4 sigmoids"):
+                make(model)
+    with pytest.raises(ValueError, match="for 4 outputs, which is for several labels at once"):
+        AdversarialTraining(dense(), FGSM()).compile("sgd", loss_of)
+    AdversarialTraining(dense(k=1), FGSM()).compile("sgd", loss_of)  # one output: two classes
+
+
+def test_models_of_tokens_are_refused():
+    for dtype in ("int32", "float32"):
+        embedded = [layers.Embedding(20, 3), layers.GlobalAveragePooling1D(), layers.Dense(4)]
+        model = keras.Sequential([keras.Input((6,), dtype=dtype), *embedded])
+        nested = keras.Sequential([keras.Input((6,), dtype=dtype), model])
+        for one in (model, nested):
+            with pytest.raises(ValueError, match="begins with an Embedding of integer tokens"):
+                AdversarialTraining(one, FGSM())
+
+
 def test_bad_arguments_are_refused():
     model = dense()
     with pytest.raises(ValueError, match="`attack` must be an attack that takes steps"):
@@ -380,7 +513,14 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="`source` must be models of 4 classes"):
         AdversarialTraining(model, FGSM(), source=(dense(k=5),))
     with pytest.raises(ValueError, match="`radius` is for attacks that have an `eps`"):
-        AdversarialTraining(model, CarliniWagner(steps=2), radius=Radius.ramp(0.1, 4))
+        AdversarialTraining(model, FixedRadius(), radius=Radius.ramp(0.1, 4))
+    for minimal in (CarliniWagner(), CarliniWagnerLinf(), DeepFool(), FMN()):
+        with pytest.raises(
+            ValueError, match=rf"strongest image in a ball, such as PGD. Received: {type(minimal).__name__}"
+        ):
+            AdversarialTraining(model, minimal)
+        with pytest.raises(ValueError, match="strongest image in a ball"):
+            AdversarialTraining(model, (FGSM(), minimal))
     with pytest.raises(ValueError, match="`attack` must have an `eps`"):
         Stage(1, CarliniWagner(steps=2))
     trainer = AdversarialTraining(model, FGSM(), Reject(4))
@@ -390,7 +530,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="must be a Sequential or functional model"):
         AdversarialTraining(subclassed(), FGSM())
     with pytest.raises(ValueError, match="must have a setting `loss`"):
-        AdversarialTraining(model, CarliniWagner(steps=2), Trades())
+        AdversarialTraining(model, FAB(eps=EPS, steps=2), Trades())
     with pytest.raises(ValueError, match="must be built"):
         AdversarialTraining(keras.Sequential([layers.Dense(3)]), FGSM())
     for objective, settings in ((Trades, {"beta": -1}), (Mixed, {"weight": 2}), (Mart, {"weight": float("nan")})):

@@ -1,8 +1,10 @@
-"""The shape of the project: who may import whom, what is documented, what starts fast."""
+"""The shape of the project: who may import whom, how long a file is, what is documented, what starts fast."""
 
 import ast
+import configparser
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ FRAMEWORKS = {"tensorflow", "jax"}
 # from the bottom to the top; a part imports from its own level and below
 LEVELS = [
     {"_version", "backend", "catalog"},
-    {"norms", "losses", "random", "checks", "goals", "threat", "files"},
+    {"norms", "losses", "random", "checks", "settings", "goals", "threat", "files"},
     {"runs"},
     {"models"},
     {"datasets"},
@@ -34,6 +36,8 @@ LEVELS = [
 APART = [{"attacks", "datasets"}, {"training", "defenses"}]
 ON_TOP = {"testing", "__init__", "__main__"}  # import what they like; nothing imports them
 FILES = sorted(PACKAGE.rglob("*.py"))
+MOST_LINES = 450
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "art": "adversarial-robustness-toolbox"}
 
 
 def part(file: Path) -> str:
@@ -84,6 +88,62 @@ def test_only_the_backend_file_imports_a_framework(file):
         assert used <= {"tensorflow"}
     elif file != PACKAGE / "backend.py":
         assert not used
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules_imported(file: Path, known: set[str]) -> set[str]:
+    """Modules of the package that a file imports: `from a import b` is a.b where that is one, else a."""
+    found = set()
+    for name in imports(file):
+        found |= {name} if name in known else {name.rpartition(".")[0]} & known
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of names that reach each other."""
+    reached = {}
+    for start in graph:
+        seen, todo = set(), list(graph[start])
+        while todo:
+            name = todo.pop()
+            if name not in seen:
+                seen.add(name)
+                todo += graph[name]
+        reached[start] = seen
+    groups = {frozenset(b for b in reached[a] if a in reached[b]) for a in graph if a in reached[a]}
+    return sorted(sorted(group) for group in groups)
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_two_files_import_each_other_not_even_around_others_or_inside_functions():
+    known = {module_name(file) for file in FILES}
+    assert circles({module_name(file): modules_imported(file, known) for file in FILES}) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(PACKAGE).as_posix())
+def test_no_file_is_too_long_to_read_at_once(file):
+    lines = file.read_text(encoding="utf-8").count("\n")
+    assert lines <= MOST_LINES
+
+
+def test_everything_that_is_imported_is_declared():
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(PACKAGE.parent / "setup.cfg")
+    lines = setup["options"]["install_requires"].split()
+    declared = {re.split(r"[<>=\[]", line)[0].lower() for line in lines} | {
+        "jax",
+        "kerasdef",
+    }  # jax: in place of another
+    used = {name.split(".")[0] for file in FILES for name in imports(file)} - sys.stdlib_module_names
+    assert {DISTRIBUTIONS.get(name, name) for name in used} - declared == set()
 
 
 def test_importing_kerasdef_and_its_command_line_does_not_import_a_framework():

@@ -475,7 +475,7 @@ def test_the_default_step_follows_the_radius():
 
 
 def sure(activation=None):
-    """A classifier whose logits are 300 times too large: behind its softmax the gradient is exactly zero."""
+    """A classifier whose logits are 300 times too large: behind its softmax no gradient is left."""
     oracle, x, y = linear(3, n=30)
     keep = oracle.margin(x, y) < -0.3
     oracle = LinearOracle(oracle.weights * 300, oracle.bias * 300)
@@ -494,7 +494,7 @@ def test_the_logits_view_recovers_the_gradient_behind_a_softmax():
         return -ops.log(picked + 1e-7), ()
 
     grad = ops.convert_to_numpy(backend.gradient(loss)(ops.convert_to_tensor(x))[2])
-    assert np.all(grad == 0)  # what a naive attack sees
+    assert np.abs(grad).max() < 1e-4  # what a naive attack sees: rounding of a probability of 1, times weights of 300
     found = quiet(PGD(eps=1.0, loss="margin", bounds=WIDE), model, x, y)
     assert (models.predict_logits(model, found).argmax(axis=1) != y).all()
 
@@ -581,22 +581,24 @@ def noisy(scale):
     return model
 
 
-def test_every_step_and_every_draw_of_a_random_model_has_noise_of_its_own():
+def test_every_sample_step_and_draw_of_a_random_model_has_noise_of_its_own():
     model, attack = noisy(0.1), PGD(eps=0.1)
+    victim = models.Victim.of(model)
     x = np.full((2, 6), 0.5, "float32")
 
     def draw(attack, moves):
+        state = {"seed": np.array([3, 4], "uint32"), "moves": np.full(2, moves, "int32")}
         found = attack.gradient(
-            model, lambda call, z: ((logits := call(z))[:, 0], (logits,)), ops.convert_to_tensor(x), np.full(2, moves)
+            victim, lambda call, z: ((logits := call(z))[:, 0], (logits,)), ops.convert_to_tensor(x), state
         )
         return ops.convert_to_numpy(found[1][0])
 
-    assert len({draw(attack, moves).tobytes() for moves in range(3)}) == 3
-    logits = draw(dataclasses.replace(attack, samples=400), 0)
+    assert len({row.tobytes() for moves in range(3) for row in draw(attack, moves)}) == 6
+    logits = draw(dataclasses.replace(attack, samples=64), 0)
     sigma = 0.1 * np.linalg.norm(model.layers[-1].get_weights()[0], axis=0)
     exact = x @ model.layers[-1].get_weights()[0]
-    # five standard errors of a mean over 400 draws
-    assert np.all(np.abs(logits - exact) <= 5 * sigma / 20)
+    # five standard errors of a mean over 64 draws
+    assert np.all(np.abs(logits - exact) <= 5 * sigma / 8)
 
 
 def test_an_attack_on_a_random_model_leaves_its_seeds_alone():

@@ -172,7 +172,7 @@ def test_equal_logits_count_as_the_label_that_they_give():
 
 @pytest.mark.parametrize("goal", [Misclassify(), Evade(3)])
 def test_no_run_is_spent_on_a_class_that_the_attacker_does_not_want(goal):
-    model = LinearOracle(np.random.default_rng(5).normal(size=(6, 4))).model()
+    model = models.Victim.of(LinearOracle(np.random.default_rng(5).normal(size=(6, 4))).model())
     x, y = np.full((2, 6), 0.5, dtype="float32"), np.array([0, 1])
     seeds = np.zeros(2, dtype="uint32")
     for attack in (APGD(eps=0.1, loss="targeted_dlr", goal=goal), FAB(eps=0.1, targets=9, goal=goal)):

@@ -1,54 +1,11 @@
 """The backend file: gradients, compiled functions, and models that are read but not changed."""
 
-import keras
 import numpy as np
 import pytest
-from keras import layers, ops
+from keras import ops
 
 from kerasdef import backend
 from kerasdef.testing import linear_model
-
-
-class Noisy(layers.Layer):
-    """Adds noise in training and at inference."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        self.generator = keras.random.SeedGenerator(seed)
-
-    def call(self, x):
-        return x + keras.random.normal(ops.shape(x), seed=self.generator)
-
-
-@pytest.fixture
-def noisy():
-    model = keras.Sequential([keras.Input((4,)), Noisy(), layers.Dense(4, kernel_initializer="identity")])
-    model(np.zeros((1, 4), dtype="float32"))
-    return model
-
-
-def read(model, salt):
-    with backend.frozen(model, salt):
-        return ops.convert_to_numpy(model(np.zeros((2, 4), dtype="float32")))
-
-
-def test_a_frozen_random_layer_draws_by_the_salt(noisy):
-    np.testing.assert_array_equal(read(noisy, 1), read(noisy, 1))
-    assert not np.any(read(noisy, 1) == read(noisy, 2))
-    draws = np.stack([read(noisy, s) for s in range(20)])
-    assert (draws.std(axis=0) > 0.3).all()  # the noise has a deviation of 1
-
-
-def test_freezing_leaves_every_variable_alone(noisy):
-    before = [np.array(v) for v in noisy.variables]
-    read(noisy, 5)
-    assert len(before) == 3  # kernel, bias and the state of the generator
-    for variable, value in zip(noisy.variables, before, strict=True):
-        np.testing.assert_array_equal(np.array(variable), value)
-
-
-def test_the_salt_may_be_a_tensor(noisy):
-    np.testing.assert_array_equal(read(noisy, ops.convert_to_tensor(3)), read(noisy, 3))
 
 
 def test_the_gradient_of_a_quadratic_is_its_closed_form():

@@ -92,9 +92,18 @@ def test_images_of_another_shape_are_an_error():
         checks.images("x", np.zeros((2, 3)), shape=(4,))
 
 
-def test_uint8_outside_the_unit_range_is_an_error():
-    with pytest.raises(ValueError, match="Received: dtype=uint8"):
-        checks.images("x", np.zeros((2, 3), dtype="uint8"), limits=(-1.0, 1.0))
+def test_uint8_images_are_mapped_onto_the_bounds():
+    x = np.array([[0, 51, 255]], dtype="uint8")
+    np.testing.assert_allclose(checks.images("x", x, limits=(-1.0, 1.0)), [[-1, -0.6, 1]], atol=1e-7)  # float32
+    np.testing.assert_array_equal(checks.images("x", x, limits=(0.0, 255.0)), x)
+
+
+def test_the_tolerance_is_in_proportion_to_the_bounds():
+    rounded = np.float32([[0, 255.0001]])  # 254.9999... in single precision
+    assert checks.images("x", rounded, limits=(0.0, 255.0)).max() == 255
+    for low, high in ((0.0, 255.0), (0.0, 1.0)):
+        with pytest.raises(ValueError, match="must lie in the bounds"):
+            checks.images("x", np.array([[high + 1e-5 * (high - low)]]), limits=(low, high))
 
 
 def test_labels_come_back_flat_and_int64():
@@ -104,7 +113,25 @@ def test_labels_come_back_flat_and_int64():
         np.testing.assert_array_equal(found, [0, 2])
 
 
-@pytest.mark.parametrize("y", [[0, 3], [-1, 0], [0.5, 1], [0], np.eye(3)[:2], [np.nan, 0], ["a", "b"]])
+def test_one_hot_labels_become_indices():
+    np.testing.assert_array_equal(checks.labels("y", np.eye(3)[[2, 0]], n=2, classes=3), [2, 0])
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        [0, 3],
+        [-1, 0],
+        [0.5, 1],
+        [0],
+        [[1, 1], [0, 1]],
+        [[0, 0], [0, 1]],
+        [[0.5, 0.5], [0, 1]],
+        np.zeros((2, 1, 2)),
+        [np.nan, 0],
+        ["a", "b"],
+    ],
+)
 def test_labels_refuse(y):
     with pytest.raises(ValueError, match=r"^`y` must .* Received: "):
         checks.labels("y", y, n=2, classes=3)

@@ -9,8 +9,8 @@ from kerasdef.attacks import FGSM, PGD, AutoAttack, CarliniWagner, Cycled, Resta
 from kerasdef.datasets import Dataset
 from kerasdef.defenses import RejectClass
 from kerasdef.evaluation import Images, Plan, Planned, evaluate
-from kerasdef.evaluation.judging import reach, title
-from kerasdef.norms import L2, Linf, Masked
+from kerasdef.evaluation.judging import reach
+from kerasdef.norms import L2, Linf
 from kerasdef.runs.store import Store
 
 EPS = 0.1
@@ -138,10 +138,6 @@ def test_norm_and_radius_of_an_attack(attack, norm, radius):
     assert (found[1] is None) == (radius is None)
     if radius is not None:
         np.testing.assert_allclose(found[1], radius, rtol=1e-6)
-
-
-def test_a_norm_has_its_own_title():
-    assert [title(n) for n in ("linf", "l1", Masked("l2", np.ones(3)))] == ["Linf", "L1", "Masked L2"]
 
 
 def test_what_an_attacker_sees_is_told(net, data):

@@ -9,6 +9,7 @@ import pytest
 from helpers import WIDE
 from helpers import quiet_run as quiet
 
+from kerasdef import models
 from kerasdef.attacks import PGD
 from kerasdef.attacks.black.gradient_free import NES, SPSA
 from kerasdef.attacks.queries import Queries
@@ -30,7 +31,7 @@ def test_the_estimate_of_a_linear_function_is_its_gradient(attack):
     oracle, x, y = linear(2)
     # 100 times a thousandth of the range: differences far above the errors of float32
     attack = attack(queries=100_000, radius=1e-3, bounds=WIDE)
-    ask = Queries(oracle.model(), attack.goal, y.astype("int32"), attack.queries)
+    ask = Queries(models.Victim.of(oracle.model()), attack.goal, y.astype("int32"), attack.queries)
     part = {"now": x, "x": x, "row": np.arange(16), "seed": sample_seeds(0, np.arange(16)), "moves": np.zeros(16, int)}
     found = attack.estimate(ask, part, np.full(16, 2000))
     wanted = oracle.weights.T[1 - y] - oracle.weights.T[y]

@@ -14,12 +14,12 @@ from keras import layers
 
 import kerasdef
 import kerasdef.recipes.iar.training as recipe
-from kerasdef import models
-from kerasdef.attacks import FGSM, AutoAttack, CarliniWagner
+from kerasdef import defenses, models
+from kerasdef.attacks import FGSM, PGD, AutoAttack, CarliniWagner
 from kerasdef.attacks.sequence import SequenceResult
 from kerasdef.defenses.loading import load_model
 from kerasdef.files import identity
-from kerasdef.goals import Evade
+from kerasdef.goals import Evade, Misclassify
 from kerasdef.recipes.base import stratified
 from kerasdef.recipes.iar.attacks import CW_RADIUS, Within, default_attacks
 from kerasdef.recipes.iar.settings import RHO
@@ -82,7 +82,7 @@ def settings(**changes):
         "epochs": 8,
         "n_test": 40,
         "autoattack": False,
-        "show": False,
+        "progress": False,
     }
     return common | changes
 
@@ -582,13 +582,24 @@ def test_bad_settings_are_one_line_before_any_training(refusal, data, changes, s
     assert left == []
 
 
-def test_rows_and_other_bounds_are_refused(refusal, data):
+def test_rows_are_refused(refusal, data):
     x, y = data
-    wide = kerasdef.Dataset.from_arrays(2 * x - 1, y, 2 * x - 1, y, bounds=(-1.0, 1.0))
-    for given in ((x.reshape(len(x), -1), y), wide):
-        message, left = refusal(given)
-        assert "`data` must be images in the bounds (0, 1)" in message
-        assert left == []
+    message, left = refusal((x.reshape(len(x), -1), y))
+    assert "`data` must be images" in message
+    assert left == []
+
+
+@pytest.mark.usefixtures("lean")
+def test_data_in_other_bounds_is_the_same_data(data):
+    x, y = data
+    wide = kerasdef.Dataset.from_arrays(2 * x[:900] - 1, y[:900], 2 * x[900:] - 1, y[900:], bounds=(-1.0, 1.0))
+    unit = kerasdef.Dataset.from_arrays(x[:900], y[:900], x[900:], y[900:])
+    changes = {"attacks": None, "iterations": 6, "round_size": 30, "batch_size": 30, "epochs": 1}
+    a = kerasdef.train_iar(unit, **settings(**changes))
+    b = kerasdef.train_iar(wide, **settings(**changes | {"eps": 2 * EPS}))
+    assert a.report.settings["eps"] == b.report.settings["eps"] == EPS
+    for one, other_one in zip(weights(a.model), weights(b.model), strict=True):
+        np.testing.assert_allclose(one, other_one, atol=1e-3)  # float32
 
 
 def test_a_folder_with_other_files_is_refused(data, tmp_path):
@@ -634,10 +645,22 @@ def test_a_wrong_value_on_the_command_line_is_one_line_and_status_2(refused, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_folder_is_attacked_for_a_label_that_is_neither_true_nor_k(run):
-    """`run` keeps its settings beside the classifier, and these say what its last class stands for."""
-    result, folder = run
-    loaded = load_model(folder)
-    assert loaded.goal == Evade(10)
-    assert (loaded.classes, loaded.reject) == (10, 10)
-    assert load_model(result.model).reject is None  # nothing tells it of a bare model
+@pytest.mark.parametrize("to", ["keras", "saved_model"])
+def test_a_file_that_is_moved_says_whether_the_eleventh_label_rejects(data, run, rejecting, to, tmp_path):
+    """It is an output either way; where adversarial images kept their class, it is one more wrong label."""
+    for result, reject, goal in ((run[0], None, Misclassify()), (rejecting[0], 10, Evade(10))):
+        name = f"{reject}{'.keras' if to == 'keras' else ''}"
+        found = defenses.load(result.export(tmp_path / name, to=to))
+        assert (found.classes, found.reject) == (10, reject)
+        assert found.surface()[1] == goal
+        decision = found.decide(data[0][:50])
+        assert decision.probabilities.shape == (50, 11)
+        np.testing.assert_array_equal(decision.label, result.predict(data[0][:50]))
+        np.testing.assert_array_equal(decision.rejected, decision.label == 10 if reject else np.zeros(50, bool))
+
+
+def test_a_run_folder_is_attacked_as_its_report_says(run):
+    found = load_model(run[1])
+    assert (found.defense.classes, found.defense.reject, found.defense.surface()[1]) == (10, None, Misclassify())
+    attacked = kerasdef.attack(run[1], "digits", PGD(eps=0.3, steps=2), n=20, show=False).report
+    assert attacked.rejects(attacked.main) is run[0].report.rejects("after") is None

@@ -13,7 +13,7 @@ import pytest
 from helpers import without_address
 
 import kerasdef.recipes.mia.training as recipe
-from kerasdef import models
+from kerasdef import defenses, models
 from kerasdef.attacks import FGSM, GMA
 from kerasdef.datasets import as_dataset
 from kerasdef.defenses import bootstrap_indices
@@ -84,7 +84,7 @@ def settings(**changes):
         "limit": 60,
         "adaptive_limit": 20,
         "callbacks": [Watch()],
-        "show": False,
+        "progress": False,
     }
     return common | changes
 
@@ -186,6 +186,21 @@ def test_the_folder_holds_pieces_report_and_two_exports(run):
     assert all(path.exists() for path in result.files.values())
     assert {"report.json", "report.html", "model", "saved_model"} <= set(result.files)
     assert not list(folder.rglob(".*"))  # nothing half written is left
+
+
+@pytest.mark.parametrize("key", ["model", "saved_model"])
+def test_an_export_that_is_moved_decides_as_the_vote(run, data, key, tmp_path):
+    result, _, _, _ = run
+    source = result.files[key]
+    moved = tmp_path / f"moved{source.suffix}"
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, moved)
+    found = defenses.load(moved)
+    assert (found.classes, found.reject) == (result.reject, result.reject)
+    decision = found.decide(data[0][:60])
+    np.testing.assert_array_equal(decision.label, result.predict(data[0][:60]))
+    np.testing.assert_array_equal(decision.rejected, decision.label == result.reject)
+    if key == "model":
+        assert found.surface()[1] == defenses.EvadeVote(result.reject)
 
 
 # -- the sets and the shares --------------------------------------------------------------------------------------
@@ -525,7 +540,7 @@ def _with_nan(x):
 BAD_DATA = {
     "negative labels": (lambda x, y: (x, y - 1), "at least 0"),
     "fractions as labels": (lambda x, y: (x, y + 0.5), "must be integers"),
-    "one-hot labels": (lambda x, y: (x, np.eye(10)[y]), "class indices"),
+    "several labels": (lambda x, y: (x, np.eye(10)[y] + np.eye(10)[y - 1]), "one-hot rows"),
     "fewer labels than images": (lambda x, y: (x, y[:-1]), "one label for each"),
     "images in 0 to 255": (lambda x, y: (x * 255, y), r"must lie in|within|bounds|\[0"),
     "images below 0": (lambda x, y: (x - 0.5, y), r"must lie in|within|bounds|\[0"),

@@ -1,5 +1,7 @@
 """Poisoning: the gradient through the training is right, and crafted points hurt more than random ones."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -223,3 +225,28 @@ def test_wrong_data_are_errors(digits):
         GMAPoisoning()(dense(0), x[:8], y[:8], x_target[:4, :4], y_target[:4])
     with pytest.raises(ValueError, match="`y_train` must have one label for each"):
         GMAPoisoning()(dense(0), x[:8], y[:7], x_target[:4], y_target[:4])
+
+
+def test_poison_in_other_bounds_is_the_same_poison_in_their_units(digits):
+    x, y, x_target, y_target = digits
+    found = []
+    for scale in (1, 255):
+        base = dense(0)
+        model = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(1 / scale), *base.layers])
+        attack = GMAPoisoning(rounds=3, steps=2, eta=0.1 * scale, bounds=(0, scale))
+        arrays = (scale * x[:60], y[:60], scale * x_target[:20], y_target[:20])
+        found.append(attack(model, *arrays, progress=False).x / scale)
+        control = random_points(attack(model, *arrays, progress=False), arrays[0], bounds=(0, scale))
+        assert 0 <= control.x.min() <= control.x.max() <= scale
+    assert np.mean(np.abs(found[0] - found[1]) > 1e-3) < 0.02  # a sign of a tiny gradient may differ in float32
+    with pytest.raises(ValueError, match=r"`x_train` must lie in the bounds \[0, 1\]"):
+        GMAPoisoning()(model, *arrays, progress=False)
+
+
+def test_poison_that_has_no_gradient_to_follow_is_told(digits):
+    x, y, x_target, y_target = digits
+    flat = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(0.0), *dense(0).layers])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        GMAPoisoning(rounds=2, steps=1)(flat, x[:20], y[:20], x_target[:5], y_target[:5], progress=False)
+    assert any("exactly zero: the poison stays as it is" in str(w.message) for w in caught)

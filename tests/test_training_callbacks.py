@@ -1,5 +1,7 @@
 """Callbacks of adversarial training: what they log, keep and undo; a killed training ends like one that was not."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -129,6 +131,21 @@ def test_a_classifier_of_ones_own_is_measured_whole_whatever_its_attributes_are_
     assert 0 <= found.history["val_robust_accuracy"][0] <= 1
 
 
+def test_robust_validation_warns_once_of_what_its_attack_is_blind_to():
+    x, _ = data()
+    model = dense()
+    model.layers[-1].set_weights([1e7 * w for w in model.layers[-1].get_weights()])
+    y = model.predict(x, verbose=0).argmax(axis=1)
+    model.compile(keras.optimizers.SGD(0.0), loss(), jit_compile=backend.jit())
+    for labels, words in ((y, "exactly zero"), ((y + 1) % 4, "only 0.0% of the clean images right")):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(x, y, epochs=2, callbacks=[RobustValidation(x, labels, FGSM(eps=EPS))], verbose=0)
+        said = [str(w.message) for w in caught if w.filename == __file__]
+        assert len(said) == 1
+        assert words in said[0]
+
+
 # -- guard and best weights ------------------------------------------------------------------------
 
 
@@ -140,7 +157,8 @@ def test_the_guard_goes_back_to_the_last_good_epoch_and_takes_more_steps():
 
     class Keep(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            kept.append([*model.get_weights(), ops.convert_to_numpy(trainer.optimizer.iterations)])
+            moments = [v for v in trainer.optimizer.variables if "iteration" not in v.path]
+            kept.append([*model.get_weights(), *(ops.convert_to_numpy(v) for v in moments)])
 
     guard = OverfittingGuard(drop=0.2)
     watch = [Logs([0.5, 0.6, 0.1, 0.55]), Keep(), guard, Keep()]
@@ -153,6 +171,21 @@ def test_the_guard_goes_back_to_the_last_good_epoch_and_takes_more_steps():
     assert guard.collapses == [2]
     assert trainer.attack.steps == guard.steps == 2
     assert trainer.attack.relative_step == 2.5
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_schedules_end_where_training_ends_though_the_guard_went_back(scaled):
+    x, y = data()
+    trainer = AdversarialTraining(dense(), PGD(eps=EPS, steps=1), radius=Radius.ramp(EPS, 16))
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.02, 16))
+    trainer.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, loss())
+    guard = OverfittingGuard()
+    watch = [Logs([0.5, 0.6, 0.1, 0.55]), guard]
+    trainer.fit(x, y, batch_size=16, epochs=4, callbacks=watch, verbose=0)
+    assert guard.collapses == [2]
+    assert int(ops.convert_to_numpy(optimizer.iterations)) == 16
+    assert float(ops.convert_to_numpy(optimizer.learning_rate)) == pytest.approx(0.0, abs=1e-6)
+    assert float(ops.convert_to_numpy(trainer.radius.at(trainer.batches))) == pytest.approx(EPS)
 
 
 def test_single_step_training_overfits_to_its_step_and_less_so_with_the_guard(digits):

@@ -14,7 +14,7 @@ def small():
 
 
 def test_each_network_is_trained_attacked_and_analyzed_and_a_second_call_goes_on(tmp_path):
-    options = {"victims": ("target_dnn", "eat1"), "epochs": 3, "batch_size": 32, "limit": 60, "show": False}
+    options = {"victims": ("target_dnn", "eat1"), "epochs": 3, "batch_size": 32, "limit": 60, "progress": False}
     found = gma_victims(small(), out=tmp_path / "run", **options)
     x, y = small().x_test, small().y_test
     for name, model in found.models.items():
@@ -52,6 +52,6 @@ def test_the_papers_networks_are_the_default_and_bad_values_are_refused():
 
 @pytest.mark.slow
 def test_the_papers_four_networks_run():
-    found = gma_victims(small(), epochs=2, batch_size=32, limit=30, show=False)
+    found = gma_victims(small(), epochs=2, batch_size=32, limit=30, progress=False)
     assert list(found.table().index) == list(VICTIMS)
     assert np.all(np.isfinite(found.table()["under GMA"]))

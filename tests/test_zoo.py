@@ -51,7 +51,7 @@ def test_slopes_are_exact_on_a_linear_model_also_at_the_bounds():
     x = np.tile(np.float32([0, 1, 0, 1, 0.5, 0.5, 0, 1]), (4, 1))
     y = oracle.logits(x).argmax(axis=1)
     attack = ZOO(coordinates=8)
-    ask = Queries(oracle.model(), attack.goal, y.astype("int32"), 100)
+    ask = Queries(models.Victim.of(oracle.model()), attack.goal, y.astype("int32"), 100)
     part = {"now": x, "gain": np.full(4, -1.0), "c": np.ones(4), "row": np.arange(4), "there": np.zeros(4, bool)}
     found = attack._slopes(ask, part, np.tile(np.arange(8), (4, 1)))
     np.testing.assert_allclose(found, oracle.weights.T[1 - y] - oracle.weights.T[y], atol=2e-3)  # 1e-6 / 1e-3

@@ -13,7 +13,6 @@ from kerasdef.attacks.black.hop_skip_jump import HopSkipJump as HopSkipJump
 from kerasdef.attacks.black.square import Square as Square
 from kerasdef.attacks.black.zoo import ZOO as ZOO
 from kerasdef.attacks.engine import StepAttack as StepAttack
-from kerasdef.attacks.queries import BlackBox as BlackBox
 from kerasdef.attacks.queries import QueryAttack as QueryAttack
 from kerasdef.attacks.sequence import SequenceResult as SequenceResult
 from kerasdef.attacks.white.apgd import APGD as APGD
@@ -45,3 +44,4 @@ from kerasdef.goals import Evade as Evade
 from kerasdef.goals import Goal as Goal
 from kerasdef.goals import Hit as Hit
 from kerasdef.goals import Misclassify as Misclassify
+from kerasdef.models import BlackBox as BlackBox

@@ -14,6 +14,7 @@ from keras import ops
 from kerasdef import backend, checks, models
 from kerasdef.attacks.base import Attack
 from kerasdef.goals import Goal, Hit, Misclassify
+from kerasdef.models import Victim
 from kerasdef.runs import progress
 
 
@@ -33,7 +34,8 @@ def as_art(model: keras.Model, bounds: tuple[float, float] = (0.0, 1.0)):
     >>> x_adv = art.attacks.evasion.AutoProjectedGradientDescent(as_art(model), eps=0.3).generate(x, y)
     """
     _needs_tensorflow("as_art")
-    return _classifier(models.logits_view(model), checks.bounds(bounds))
+    bounds = checks.bounds(bounds)
+    return _classifier(Victim.of(model).facing(bounds).in_data_units(), bounds)
 
 
 def _classifier(view: keras.Model, bounds: tuple[float, float]):
@@ -151,7 +153,7 @@ class _Adapter(Attack):
         return out, np.zeros(len(x), dtype="int64")
 
     def _wrong(self, model, x, y):
-        return ops.convert_to_numpy(self.goal.reached(models.outputs(model, x), y))
+        return ops.convert_to_numpy(self.goal.reached(model.predict(x), y))
 
     def __repr__(self) -> str:
         settings = self.settings | {"kind": self.kind, "bounds": self.bounds, "goal": self.goal}
@@ -168,7 +170,7 @@ class _FromArt(_Adapter):
     def _attack(self, model, x, y, batch_size):
         settings = {"batch_size": batch_size, "verbose": False, "targeted": isinstance(self.goal, Hit)}
         settings = {k: v for k, v in settings.items() if self._takes(k)} | self.settings
-        return self.peer(_classifier(model, self.bounds), **settings).generate(x, y)
+        return self.peer(_classifier(model.in_data_units(), self.bounds), **settings).generate(x, y)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -183,7 +185,7 @@ class _FromCleverhans(_Adapter):
         targeted = isinstance(self.goal, Hit)
         settings = {"y": ops.convert_to_tensor(y), "targeted": targeted, "clip_min": low, "clip_max": high}
         settings = {k: v for k, v in settings.items() if self._takes(k)} | self.settings
-        return self.peer(lambda z: model(z, training=False), ops.convert_to_tensor(x), **settings)
+        return self.peer(model.logits, ops.convert_to_tensor(x), **settings)
 
 
 def _needs_tensorflow(name: str) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from keras import ops
 
-from kerasdef import backend, checks, losses, norms
-from kerasdef.attacks import sequence
+from kerasdef import checks, norms
+from kerasdef.attacks import sequence, signs
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.black.square import Square
 from kerasdef.attacks.sequence import SequenceResult
@@ -23,13 +21,12 @@ from kerasdef.norms import L1, Linf, Norm
 VERSIONS = {  # Croce and Hein, 2020; "plus" and "rand" as the authors published them
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
-    "rand": ("apgd-ce", "apgd-dlr"),
+    "rand": ("apgd-ce", "apgd-dlr", "square"),  # the authors have no Square here; see `AutoAttack`
     "custom": (),
 }
+_JUDGED = 20  # passes that Square averages on random models (Croce et al., 2022, on defenses with random parts)
 _DRAWS = 20  # authors: gradients averaged in "rand"
 _FEW = 4  # classes below which the targeted DLR loss is not defined
-_LOOKED_AT = 256  # samples on which the model itself is looked at
-_SURE = 0.1  # share of gradients of exactly zero from which the result is doubtful
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +41,8 @@ class AutoAttack(Attack):
         eps: Radius in input units, above 0. A number, or one for each sample of shape (n,).
         norm: "linf", "l2" or "l1".
         version: "standard"; "plus" (adds untargeted APGD-DLR and FAB, five restarts); "rand" for models with
-            randomness (gradients averaged over 20 draws); "custom" (what `parts` names).
+            randomness (gradients averaged over 20 draws, and, unlike the authors', Square on scores averaged over 20
+            passes, which sees models that hide their gradients); "custom" (what `parts` names).
         parts: With "custom": names out of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
         goal: What the attacker wants; a fixed target class is not possible.
         bounds: Valid range of an input value.
@@ -97,6 +95,8 @@ class AutoAttack(Attack):
             "fab-t": dataclasses.replace(fab, targets=9),
             "square": Square(queries=5000, rescale=False, **common),  # authors: resc_schedule=False
         }
+        if self.version == "rand":  # each of 1,000 points is judged by the average of many passes
+            known["square"] = Square(queries=1000 * _JUDGED, samples=_JUDGED, **common)
         return {name: known[name] for name in VERSIONS[self.version] or self.parts}
 
     def run(
@@ -123,9 +123,10 @@ class AutoAttack(Attack):
         model, x, y = self._prepare(model, x, y)
         checks.positive_int("batch_size", batch_size)
         checks.non_negative_int("seed", seed)
-        flags = self._look_at(model, x, y)
+        flags = self._look_at(model)
         parts = self.attacks()
         result = sequence.run(parts, model, x, y, batch_size=batch_size, seed=seed, progress=progress, out=out)
+        flags |= result.flags
         beaten = int(np.sum(result.broken_by == list(parts).index("square"))) if "square" in parts else 0
         if beaten and len(parts) > 1:
             flags["square_beats_white_box"] = (
@@ -133,49 +134,27 @@ class AutoAttack(Attack):
                 "not: the model may hide its gradients."
             )
         for flag in flags.values():
-            warnings.warn(flag, UserWarning, stacklevel=2)
+            signs.warn(flag)
         return dataclasses.replace(result, flags=flags)
+
+    def __call__(self, model, x, y=None, **options) -> np.ndarray:
+        """Attack every sample of an array; arguments as in `run`, whose flags are warnings here as well."""
+        return self.run(model, x, y, **options).x_adv
 
     def _run(self, model, x, y, batch_size, seed, show):
         found = sequence.run(self.attacks(), model, x, y, batch_size=batch_size, seed=seed, progress=show)
         return found.x_adv, found.evaluations
 
-    def _look_at(self, model, x, y) -> dict[str, str]:
+    def _look_at(self, model) -> dict[str, str]:
         """What about the model itself makes the result doubtful."""
         flags = {}
-        x, y = x[:_LOOKED_AT], y[:_LOOKED_AT]
-        draws = [ops.convert_to_numpy(backend.evaluate(model, x, salt)) for salt in range(2)]
-        logits = draws[0]
-        if self.version != "rand" and not np.allclose(*draws, rtol=1e-4, atol=1e-5):  # float noise between two calls
+        if self.version != "rand" and model.random:
             flags["randomized"] = (
                 'The model gives other outputs for the same images: use version="rand", which averages gradients.'
             )
-        if np.all(logits >= 0) and np.allclose(logits.sum(axis=-1), 1.0, atol=1e-4):
-            flags["softmax_output"] = (
-                "The model's outputs are probabilities that could not be looked through: gradients vanish behind a "
-                "softmax, and the result may be too good. Give a model of logits."
-            )
-        zero = self._zero_gradients(model, x, y)
-        if zero > _SURE:
-            flags["zero_gradients"] = (
-                f"The gradient of the cross-entropy is exactly zero for {zero:.0%} of the images: white-box attacks "
-                "see nothing there."
-            )
-        classes = logits.shape[-1]
+        classes = model.classes
         if classes < _FEW and any(part.endswith("-t") for part in self.attacks()):
             flags["few_classes"] = (
                 f"With {classes} classes the targeted DLR loss is not defined; targeted attacks climb the margin."
             )
         return flags
-
-    def _zero_gradients(self, model, x, y) -> float:
-        """Share of the images whose gradient of the cross-entropy is exactly zero."""
-
-        def objective(z):
-            logits = backend.evaluate(model, z)
-            return self.goal.value(losses.cross_entropy, logits, y), logits
-
-        _, logits, grad = backend.compiled(backend.gradient(objective), model)(ops.convert_to_tensor(x))
-        right = ~np.asarray(ops.convert_to_numpy(self.goal.reached(logits, y)))
-        flat = np.abs(ops.convert_to_numpy(grad)).reshape(len(x), -1).max(axis=1) == 0
-        return float(flat[right].mean()) if right.any() else 0.0

@@ -12,8 +12,17 @@ from typing import ClassVar
 import keras
 import numpy as np
 
-from kerasdef import checks, models
+from kerasdef import checks
+from kerasdef.attacks import signs
 from kerasdef.goals import Goal
+from kerasdef.models import Victim
+from kerasdef.norms import Norm
+from kerasdef.threat import ThreatModel
+
+KNOWS = {"white box": "the whole model", "black box": "the outputs of the model"}
+
+_FRESH = 21  # draws of a random model by which success is judged: odd, so that no vote ties
+_JUDGED = 2**20  # seed of the first of them, far from those of attacks
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +48,7 @@ class Attack(ABC):
         bounds: Valid range of an input value, `(low, high)`.
         access: What it needs of the model: "white box" (gradients) or "black box" (outputs).
         kind: "budget" (the strongest input in a ball) or "minimal" (the smallest change that is enough).
+        norm: Norm in which changes are measured, or None.
         per_sample: Names of the settings that may have a value for each sample, of shape (n, ...).
     """
 
@@ -47,6 +57,7 @@ class Attack(ABC):
     per_sample: ClassVar[tuple[str, ...]] = ("eps",)
     goal: Goal
     bounds: tuple[float, float]
+    norm: Norm | str | None = None
 
     def __call__(
         self,
@@ -78,9 +89,11 @@ class Attack(ABC):
         Raises:
             ValueError: x outside the bounds, of the wrong shape or type, or with NaN; labels out of range.
         """
-        model, x, y = self._prepare(model, x, y)
+        victim, x, y = self._prepare(model, x, y)
         checks.positive_int("batch_size", batch_size)
-        return self._run(model, x, y, batch_size, checks.non_negative_int("seed", seed), progress)[0]
+        checks.non_negative_int("seed", seed)
+        self._warn(victim, x, y)
+        return self._run(victim, x, y, batch_size, seed, progress)[0]
 
     def run(
         self,
@@ -93,12 +106,19 @@ class Attack(ABC):
         progress: bool | None = None,
     ) -> Result:
         """Attack every sample of an array, and tell which fell and what it cost; arguments as in a call."""
-        model, x, y = self._prepare(model, x, y)
+        victim, x, y = self._prepare(model, x, y)
         checks.positive_int("batch_size", batch_size)
         checks.non_negative_int("seed", seed)
-        x_adv, evaluations = self._run(model, x, y, batch_size, seed, progress)
-        truth = np.repeat(y, len(x_adv) // len(y))  # one attack returns several images for one
-        return Result(x_adv, self._success(model, x_adv, truth), evaluations)
+        self._warn(victim, x, y)
+        return self._result(victim, x, y, batch_size, seed, progress)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model: norm, radius, bounds, goal, access and queries."""
+        known = {"goal": self.goal, "bounds": self.bounds, "access": self.access}
+        names = {f.name for f in dataclasses.fields(self)} | {"norm"}
+        known |= {name: getattr(self, name) for name in ("norm", "eps", "queries") if name in names}
+        return ThreatModel(**known, knows=KNOWS[self.access])
 
     def with_goal(self, goal: Goal) -> Attack:
         """This attack with another goal."""
@@ -117,33 +137,56 @@ class Attack(ABC):
 
     # -- what subclasses fill in --------------------------------------------------------------------------------
 
+    def _result(self, victim: Victim, x, y, batch_size: int, seed: int, show: bool | None) -> Result:
+        """Attack checked arrays and judge what was found."""
+        x_adv, evaluations = self._run(victim, x, y, batch_size, seed, show)
+        truth = np.repeat(y, len(x_adv) // len(y))  # one attack returns several images for one
+        return Result(x_adv, self._success(victim, x_adv, truth), evaluations)
+
+    def _warn(self, victim: Victim, x, y) -> None:
+        """Say what hides weaknesses of the model from an attack that follows its gradients."""
+        if self.access == "white box":
+            for text in signs.blind_spots(victim, x, y, self.goal).values():
+                signs.warn(text)
+
     @abstractmethod
     def _run(self, model, x, y, batch_size: int, seed: int, show: bool | None) -> tuple[np.ndarray, np.ndarray]:
         """Attack checked arrays; returns (x_adv, evaluations of each row of it)."""
 
-    def _view(self, model):
-        """The model as the attack sees it: logits of shape (n, classes), and `input_shape`, `output_shape`."""
-        return models.logits_view(model)
+    def _view(self, model) -> Victim:
+        """The model as the attack sees it."""
+        victim = Victim.of(model).facing(self.bounds)
+        if self.access == "white box" and victim.access != "gradients":
+            raise ValueError(f"`model` must be a keras.Model for {type(self).__name__}. Received: a callable")
+        return victim
 
-    def _predict(self, model, x) -> np.ndarray:
-        """Logits of the model as `_view` gives it."""
-        return models.predict_logits(model, x)
-
-    def _success(self, model, x_adv, y) -> np.ndarray:
-        return np.asarray(self.goal.reached(self._predict(model, x_adv), y))
+    def _success(self, victim: Victim, x_adv, y) -> np.ndarray:
+        """Booleans of shape (n,): the goal is reached; for a random model in most of several fresh draws."""
+        if not victim.random:
+            return np.asarray(self.goal.reached(victim.predict(x_adv), y))
+        found = [np.asarray(self.goal.reached(victim.predict(x_adv, seed=_JUDGED + i), y)) for i in range(_FRESH)]
+        return np.mean(found, axis=0) > 0.5
 
     def _prepare(self, model, x, y):
-        model = self._view(model)
-        x = checks.images("x", x, limits=self.bounds, shape=model.input_shape[1:])
+        if isinstance(model, keras.Model):
+            model = Victim.of(model, shape=np.shape(x)[1:])
+        victim = self._view(model)
+        x = checks.images("x", x, limits=self.bounds, shape=victim.input_shape)
         if y is None:
             warnings.warn(
                 "`y` was not given: the attack moves away from the model's own predictions, not from true labels.",
                 UserWarning,
                 stacklevel=3,
             )
-            y = np.argmax(self._predict(model, x), axis=-1)
-        y = checks.labels("y", y, n=len(x), classes=model.output_shape[-1])
-        return model, x, y.astype("int32")
+        black = victim.access != "gradients"
+        logits = victim.predict(x) if black or y is None else None
+        y = logits.argmax(axis=-1) if y is None else checks.labels("y", y, n=len(x))
+        if black:
+            self._accept(victim, y)
+        return victim, x, checks.labels("y", y, n=len(x), classes=victim.classes).astype("int32")
+
+    def _accept(self, victim: Victim, y) -> None:  # noqa: B027 - most attacks take what they get
+        """Raise where a callable gives less than this attack needs."""
 
     def __repr__(self) -> str:
         shown = []

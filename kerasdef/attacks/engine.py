@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,18 +19,39 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, models
+from kerasdef import random as draws
 from kerasdef.attacks.base import Attack
 from kerasdef.goals import Goal, Misclassify
+from kerasdef.models import Victim, WhiteBox
+from kerasdef.models.victim import mean_logits
 from kerasdef.random import sample_seeds
 from kerasdef.runs import progress
 
 State = dict
+JUDGED = 2**31  # counters of draws that judge a point begin here; those of gradients count up from 0
+_DRAWS = 9  # draws of a random model that are averaged to judge a point; odd, so that no vote ties
+_KEPT = 16  # programs of one model that are kept: a few MiB each
 _PROGRAMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def select(mask, yes, no):
     """`where` for a mask of shape (n,) over tensors of shape (n, ...)."""
     return ops.where(ops.reshape(mask, (-1,) + (1,) * (len(yes.shape) - 1)), yes, no)
+
+
+def logits_at(victim: WhiteBox, z, seeds, counter):
+    """Logits of points, averaged over some draws of a random model.
+
+    Args:
+        victim: The classifier.
+        z: Tensor of shape (n, ...).
+        seeds: One seed per sample, of shape (n,).
+        counter: Number of the look, an integer or a tensor of shape (n,): each has draws of its own.
+    """
+    if not victim.random:
+        return victim.logits(z)
+    late = ops.cast(counter, "uint32") + ops.convert_to_tensor(np.uint32(JUDGED))
+    return mean_logits(victim, z, draws.fold(seeds, late), _DRAWS)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -84,7 +106,7 @@ class StepAttack(Attack):
         """Look at the newest iterates: update "adv" and "done"."""
         return state
 
-    def gradient(self, model, objective: Callable, z, moves):
+    def gradient(self, model: WhiteBox, objective: Callable, z, state: State):
         """Value and gradient of an objective, averaged over `samples` draws of the model's randomness.
 
         Args:
@@ -92,17 +114,17 @@ class StepAttack(Attack):
             objective: Maps (call, z) to (value, aux): `call` gives the model's logits for a batch, value has the
                 shape (n,), aux is a tuple of floating-point tensors.
             z: Tensor of shape (n, ...) to differentiate by.
-            moves: The state's "moves": every step and draw has noise of its own.
+            state: The state: its "seed" and "moves" give every sample, step and draw noise of its own.
 
         Returns:
             `(value, aux, grad)`.
         """
         total = None
         for i in range(self.samples):
-            salt = ops.sum(moves) * self.samples + i
+            draw = draws.fold(state["seed"], state["moves"] * self.samples + i) if model.random else None
 
-            def call(inputs, salt=salt):
-                return backend.evaluate(model, inputs, salt)
+            def call(inputs, draw=draw):
+                return model.logits(inputs, draw)
 
             found = backend.gradient(lambda v, call=call: objective(call, v))(z)
             total = found if total is None else keras.tree.map_structure(ops.add, total, found)
@@ -112,13 +134,13 @@ class StepAttack(Attack):
 
     # -- inside a training step ---------------------------------------------------------------------------------
 
-    def perturb(self, model: keras.Model, x, y, seeds, parameters: dict | None = None):
+    def perturb(self, model: keras.Model | WhiteBox, x, y, seeds, parameters: dict | None = None):
         """Adversarial images for a batch: pure and traceable, for use inside training steps.
 
         Unlike a call, it takes all its steps for every sample, also for those that are misclassified from the start.
 
         Args:
-            model: A built classifier that gives logits; it is read only, in inference mode.
+            model: A built Keras classifier; it is read only, in inference mode.
             x: Tensor of shape (n, ...), float32, within `bounds`.
             y: Tensor of shape (n,), integers.
             seeds: Tensor of shape (n,), integers: one seed per sample.
@@ -132,10 +154,10 @@ class StepAttack(Attack):
             name: ops.broadcast_to(ops.convert_to_tensor(np.float32(value)), (n,))
             for name, value in self.parameters.items()
         } | (parameters or {})
-        state = self.init(model, x, y, seeds, numbers)
-        state["moves"] = ops.zeros_like(state["done"], dtype="int32")
-        state = backend.loop(self.steps_in_all, lambda s: _move(self, model, x, y, s), state)
-        return ops.stop_gradient(self.judge(model, x, y, state)["adv"])
+        victim = Victim.of(model).facing(self.bounds)
+        state = _begin(self, victim, x, y, seeds, numbers)
+        state = backend.loop(self.steps_in_all, lambda s: _move(self, victim, x, y, s), state)
+        return ops.stop_gradient(self.judge(victim, x, y, state)["adv"])
 
     # -- on arrays ----------------------------------------------------------------------------------------------
 
@@ -153,40 +175,51 @@ class StepAttack(Attack):
 
     def _programs(self, model):
         """Compiled `start` and `advance` for this attack and model; kept as long as the model lives."""
-        attack = self.static()
-        kept = _PROGRAMS.setdefault(model, {})
-        if attack not in kept:
-            reference = weakref.ref(model)
+        attack, view = self.static(), model.view
+        kept = _PROGRAMS.setdefault(view, OrderedDict())
+        key = attack, model.map
+        if key not in kept:
+            victim, model_is_random = model.weak(), model.random
 
             def start(x, y, seeds, parameters):
-                model = reference()
-                wrong = attack.goal.reached(backend.evaluate(model, x), y)
-                state = attack.init(model, x, y, seeds, parameters)
+                wrong = ops.zeros_like(y, dtype="bool")
+                if not model_is_random:  # one lucky draw would spare the sample
+                    wrong = attack.goal.reached(victim().logits(x), y)
+                state = _begin(attack, victim(), x, y, seeds, parameters)
                 state["adv"] = select(wrong, x, state["adv"])  # not a random start
-                state["done"] = ops.logical_or(state["done"], wrong)
-                return state | {"wrong": wrong, "moves": ops.zeros_like(wrong, dtype="int32")}
+                return state | {"done": ops.logical_or(state["done"], wrong), "wrong": wrong}
 
             def step(x, y, state):
-                return _move(attack, reference(), x, y, state)
+                return _move(attack, victim(), x, y, state)
 
             def judge(x, y, state, wrong):
-                state = attack.judge(reference(), x, y, state)
+                state = attack.judge(victim(), x, y, state)
                 return {**state, "done": ops.logical_or(state["done"], wrong)}
 
-            steps, look = backend.repeated(step, attack.chunk, model), backend.compiled(judge, model)
+            steps, look = backend.repeated(step, attack.chunk, view), backend.compiled(judge, view)
 
             def advance(x, y, state):
                 wrong = state["wrong"]
                 state = steps(x, y, {k: v for k, v in state.items() if k != "wrong"})
                 return {**look(x, y, state, wrong), "wrong": wrong}
 
-            kept[attack] = (backend.compiled(start, model), advance)
-        return kept[attack]
+            kept[key] = (backend.compiled(start, view), advance)
+            if len(kept) > _KEPT:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        return kept[key]
 
 
-def _move(attack, model, x, y, state: State) -> State:
+def _begin(attack, victim, x, y, seeds, parameters) -> State:
+    """The state before the first step, with what the loop itself keeps."""
+    seeds = ops.cast(seeds, "uint32")
+    state = attack.init(victim, x, y, seeds, parameters)
+    return state | {"seed": seeds, "moves": ops.zeros_like(state["done"], dtype="int32")}
+
+
+def _move(attack, victim, x, y, state: State) -> State:
     """One step, counted."""
-    return attack.step(model, x, y, state) | {"moves": state["moves"] + 1}
+    return attack.step(victim, x, y, state) | {"seed": state["seed"], "moves": state["moves"] + 1}
 
 
 def spread(name: str, value, n: int) -> np.ndarray:

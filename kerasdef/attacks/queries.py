@@ -6,96 +6,29 @@ being worked on, each by its own counters and seeds; those that are done make ro
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import keras
 import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, losses, models
+from kerasdef import random as draws
 from kerasdef.attacks.base import Attack
 from kerasdef.goals import Evade, Goal, Misclassify
+from kerasdef.models.victim import Victim, WhiteBox, mean_logits
 from kerasdef.random import sample_seeds
 from kerasdef.runs import progress
 
 # A Keras model sees batches of one size only, so that float noise is the same for any batch size of the caller. Small
-# ones waste little where few samples are left; GPUs need large ones. A callable is never given more than is counted.
-_ROWS, _ROWS_GPU, _ROWS_CALLABLE = 64, 512, 256
+# ones waste little where few samples are left; GPUs need large ones.
+_ROWS, _ROWS_GPU = 64, 512
 _NUMBERS = 1 << 22  # most numbers in one array of points to ask: 16 MiB
-_SMALLEST = 1e-30  # a probability below this counts as this: its logarithm stays finite
 
 _PROGRAMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-class BlackBox:
-    """A callable as the attacks see it: logits of shape (n, classes), whatever it answers with.
-
-    Its first answer tells what it gives: probabilities (no row has a negative number, each sums to 1) become
-    log-probabilities, labels of shape (n,) become a 1 in the column of the label.
-
-    Args:
-        function: Maps float32 arrays of shape (n, ...) to logits or probabilities of shape (n, classes), or to labels
-            of shape (n,).
-    """
-
-    def __init__(self, function: Callable):
-        self.function = function
-        self.kind: str | None = None
-        self.classes = 2
-        self.asked: tuple[np.ndarray, np.ndarray] | None = None  # clean inputs and their logits
-        self.result: tuple[np.ndarray, np.ndarray] | None = None  # what an attack returned, and where it succeeded
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Logits of some inputs."""
-        found = [self._logits(x[part]) for part in models.padded_batches(len(x), _ROWS_CALLABLE)]
-        classes = max(f.shape[1] for f in found)  # a later batch may know of more labels
-        return np.concatenate([np.pad(f, ((0, 0), (0, classes - f.shape[1]))) for f in found])
-
-    def widen(self, classes: int) -> None:
-        """Make room for labels that it may give later."""
-        self.classes = max(self.classes, classes)
-        if self.asked is not None:
-            x, logits = self.asked
-            self.asked = x, np.pad(logits, ((0, 0), (0, max(0, self.classes - logits.shape[1]))))
-
-    def _logits(self, x):
-        answer = np.asarray(self.function(x))
-        first = self.kind is None
-        labels = answer.ndim == 1
-        good = answer.ndim in (1, 2) and len(answer) == len(x) and np.issubdtype(answer.dtype, np.number)
-        if good and not first:
-            good = labels == (self.kind == "labels") and (labels or answer.shape[1] == self.classes)
-        if not good or (not labels and answer.shape[1] < 2):
-            raise ValueError(
-                "`model` must return logits (n, classes) or labels (n,), the same for every batch. "
-                f"Received: shape={answer.shape} and dtype={answer.dtype} for {len(x)} samples"
-            )
-        if np.isnan(answer).any():
-            raise ValueError(f"`model` must not return NaN. Received: {int(np.isnan(answer).sum())} of them")
-        if labels:
-            self.kind = "labels"
-            found = checks.labels("model(x)", answer)
-            self.classes = max(self.classes, int(found.max()) + 1)
-            return np.eye(self.classes, dtype="float32")[found]
-        answer = answer.astype("float32", copy=False)
-        if first:
-            shares = (answer >= 0).all() and np.allclose(answer.sum(axis=1), 1.0, atol=1e-3)  # 1e-3: float16
-            self.kind, self.classes = "probabilities" if shares else "logits", answer.shape[1]
-        return np.log(np.maximum(answer, _SMALLEST)) if self.kind == "probabilities" else answer
-
-
-def predict(model: keras.Model | BlackBox, x: np.ndarray) -> np.ndarray:
-    """Logits of shape (n, classes) of a classifier on an array; a callable is asked only once for clean inputs."""
-    if not isinstance(model, BlackBox):
-        return models.predict_logits(model, x)
-    if model.asked is None or model.asked[0] is not x:
-        model.asked = x, model(x)
-    return model.asked[1]
 
 
 class Queries:
@@ -107,26 +40,29 @@ class Queries:
         y: Labels of all samples, of shape (n,).
         budget: Most queries for each sample.
         loss: What the goal makes its value of.
+        samples: Passes of a random model that are averaged for an answer; each counts as a query.
     """
 
-    def __init__(self, model, goal: Goal, y: np.ndarray, budget: int, loss: Callable = losses.margin):
+    def __init__(
+        self, model: Victim, goal: Goal, y: np.ndarray, budget: int, loss: Callable = losses.margin, samples: int = 1
+    ):
+        self.samples = samples
         self.model, self.goal, self.loss = model, goal, loss
         self.y, self.budget = y, budget
         self.spent = np.zeros(len(y), dtype="int64")
-        self.asked = 0  # the sum of `spent`
-        self.program = None if isinstance(model, BlackBox) else _program(model, goal, loss)
+        self.program = _program(model, goal, loss, samples) if model.access == "gradients" else None
+        self.draws = draws.sample_seeds(1, np.arange(len(y)))  # of a random model: each question draws anew
 
     def clean(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ask once for all samples as they are; a callable has been asked for them when the labels were checked."""
         if self.program is not None:
             return self(np.arange(len(x)), x)
         self.spent += 1
-        self.asked += len(x)
-        return self._judge(predict(self.model, x), self.y)
+        return self._judge(self.model.predict(x), self.y)
 
     def left(self, rows) -> np.ndarray:
-        """Queries that are left to these samples."""
-        return self.budget - self.spent[rows]
+        """Answers that are left to these samples."""
+        return (self.budget - self.spent[rows]) // self.samples
 
     def __call__(self, rows: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ask for points of samples.
@@ -145,9 +81,8 @@ class Queries:
             asked = slice(None)
         elif not len(asked):
             return value, reached
-        value[asked], reached[asked] = self._answer(z[asked], self.y[rows[asked]])
-        np.add.at(self.spent, rows[asked], 1)
-        self.asked += len(rows[asked])
+        value[asked], reached[asked] = self._answer(z[asked], rows[asked])
+        np.add.at(self.spent, rows[asked], self.samples)
         return value, reached
 
     def _covered(self, rows) -> np.ndarray | None:
@@ -168,31 +103,42 @@ class Queries:
     def _judge(self, logits, y):
         return on_rows(lambda z, y: self.goal.value(self.loss, z, y), logits, y), on_rows(self.goal.reached, logits, y)
 
-    def _answer(self, z, y):
+    def _answer(self, z, rows):
+        y = self.y[rows]
         if self.program is None:
-            return self._judge(self.model(z), y)
+            answers = [self.model(z) for _ in range(self.samples)]
+            return self._judge(answers[0] if self.samples == 1 else np.mean(answers, axis=0), y)
         size = _ROWS_GPU if backend.has_gpu() else _ROWS
+        drawn = draws.branch(self.draws[rows], self.spent[rows], _rank(rows)) if self.model.random else self.draws[rows]
         value, reached = np.empty(len(z), dtype="float32"), np.empty(len(z), dtype=bool)
         for part in models.padded_batches(len(z), size):
             used = part.stop - part.start
-            salt = np.asarray((self.asked + part.start) % 2**31, dtype="int32")  # a random model draws anew
-            found = self.program(models.pad(z[part], size), models.pad(y[part], size), salt)
+            found = self.program(*(models.pad(a[part], size) for a in (z, y, drawn)))
             value[part], reached[part] = (ops.convert_to_numpy(f)[:used] for f in found)
         return value, reached
 
 
-def _program(model, goal, loss):
-    """Compiled answers of a Keras model to points with labels; kept as long as the model lives."""
-    kept = _PROGRAMS.setdefault(model, {})
-    if (goal, loss) not in kept:
-        reference = weakref.ref(model)
+def _rank(rows: np.ndarray) -> np.ndarray:
+    """Number of each question among those of its sample in this round."""
+    order = np.argsort(rows, kind="stable")
+    rank = np.empty(len(rows), dtype="int64")
+    rank[order] = np.arange(len(rows)) - np.searchsorted(rows[order], rows[order])
+    return rank
 
-        def judge(z, y, salt):
-            logits = backend.evaluate(reference(), z, salt)
+
+def _program(victim: WhiteBox, goal, loss, samples: int):
+    """Compiled answers of a Keras model to points with labels; kept as long as the model lives."""
+    kept = _PROGRAMS.setdefault(victim.view, {})
+    key = goal, loss, victim.map, samples
+    if key not in kept:
+        back = victim.weak()
+
+        def judge(z, y, draw):
+            logits = mean_logits(back(), z, draw, samples)
             return goal.value(loss, logits, y), goal.reached(logits, y)
 
-        kept[goal, loss] = backend.compiled(judge, model)
-    return kept[goal, loss]
+        kept[key] = backend.compiled(judge, victim.view)
+    return kept[key]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -207,6 +153,7 @@ class QueryAttack(Attack):
         goal: What the attacker wants.
         bounds: Valid range of an input value, `(low, high)`.
         queries: Most queries for each sample, at least 1.
+        samples: Passes that are averaged for one answer; each is a query. More than one is for random models.
     """
 
     access: ClassVar[str] = "black box"
@@ -215,10 +162,12 @@ class QueryAttack(Attack):
     goal: Goal = field(default_factory=Misclassify)
     bounds: tuple[float, float] = (0.0, 1.0)
     queries: int = 5000
+    samples: int = 1
 
     def __post_init__(self):
         object.__setattr__(self, "bounds", checks.bounds(self.bounds))
         checks.positive_int("queries", self.queries)
+        checks.positive_int("samples", self.samples)
 
     # -- what an attack is made of ------------------------------------------------------------------------------
 
@@ -251,35 +200,7 @@ class QueryAttack(Attack):
 
     # -- on arrays ----------------------------------------------------------------------------------------------
 
-    def _view(self, model):
-        if isinstance(model, keras.Model):
-            return models.logits_view(model)
-        if isinstance(model, BlackBox):
-            return model
-        if not callable(model):
-            raise ValueError(f"`model` must be a keras.Model or a callable. Received: {type(model).__name__}")
-        return BlackBox(model)
-
-    def _prepare(self, model, x, y):
-        model = self._view(model)
-        callable_only = isinstance(model, BlackBox)
-        x = checks.images("x", x, limits=self.bounds, shape=None if callable_only else model.input_shape[1:])
-        given = None if y is None else checks.labels("y", y, n=len(x))
-        if y is None:
-            warnings.warn(
-                "`y` was not given: the attack moves away from the model's own predictions, not from true labels.",
-                UserWarning,
-                stacklevel=3,
-            )
-        if callable_only or y is None:
-            logits = predict(model, x)
-            given = logits.argmax(axis=1) if y is None else given
-        if callable_only:
-            self._accept(model, given)
-        classes = model.classes if callable_only else model.output_shape[-1]
-        return model, x, checks.labels("y", given, n=len(x), classes=classes).astype("int32")
-
-    def _accept(self, model: BlackBox, y) -> None:
+    def _accept(self, model, y) -> None:
         """Raise where a callable gives less than this attack needs; labels it has not given yet are no error."""
         if model.kind != "labels":
             return
@@ -291,16 +212,16 @@ class QueryAttack(Attack):
         highest = max(int(y.max()), self.goal.reject if isinstance(self.goal, Evade) else 0)
         model.widen(highest + 1)
 
-    def _success(self, model, x_adv, y) -> np.ndarray:
-        if not isinstance(model, BlackBox):
-            return super()._success(model, x_adv, y)
-        if model.result is not None and model.result[0] is x_adv:
-            return model.result[1]  # known: nothing is asked again
-        return on_rows(self.goal.reached, predict(model, x_adv), y)
+    def _success(self, victim, x_adv, y) -> np.ndarray:
+        if victim.access == "gradients":
+            return super()._success(victim, x_adv, y)
+        if victim.result is not None and victim.result[0] is x_adv:
+            return victim.result[1]  # known: nothing is asked again
+        return on_rows(self.goal.reached, victim.predict(x_adv), y)
 
     def _run(self, model, x, y, batch_size, seed, show) -> tuple[np.ndarray, np.ndarray]:
         n, y = len(x), np.asarray(y, dtype="int32")
-        ask = Queries(model, self.goal, y, self.queries, self.climbed)
+        ask = Queries(model, self.goal, y, self.queries, self.climbed, self.samples)
         everyone = np.arange(n)
         value, wrong = ask.clean(x)
         seeds = sample_seeds(seed, everyone)
@@ -326,7 +247,7 @@ class QueryAttack(Attack):
                 tick(int(over.sum()), progress.standing(done, fell))
                 free = batch_size - int((~over).sum())
                 rows, waiting = np.concatenate([rows[~over], waiting[:free]]), waiting[free:]
-        if isinstance(model, BlackBox):
+        if model.access != "gradients":
             model.result = state["adv"], state["reached"]
         return state["adv"], ask.spent
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-import keras
 import numpy as np
 from keras import ops
 
-from kerasdef import checks, losses, models, norms
+from kerasdef import checks, losses, norms
 from kerasdef.attacks.base import Attack
-from kerasdef.attacks.queries import BlackBox
 from kerasdef.attacks.wrappers.base import Wrapper, targets_outside
 from kerasdef.goals import Goal
 from kerasdef.norms import L2, Norm
+from kerasdef.threat import ThreatModel
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,6 +70,15 @@ class WorstOf(Attack):
         """What the attack needs that needs most."""
         return "white box" if any(a.access == "white box" for a in self.attacks) else self.attacks[0].access
 
+    @property
+    def threat(self) -> ThreatModel:
+        """Threat model of the attacks; norm and radius where all have the same."""
+        found = [attack.threat for attack in self.attacks]
+        first = found[0]
+        if all(t.norm == first.norm and t.eps == first.eps for t in found):
+            return dataclasses.replace(first, access=self.access)
+        return ThreatModel(None, None, first.bounds, first.goal, self.access)
+
     def with_goal(self, goal: Goal) -> Attack:
         """These attacks with another goal."""
         return dataclasses.replace(self, attacks=tuple(a.with_goal(goal) for a in self.attacks))
@@ -83,10 +91,9 @@ class WorstOf(Attack):
         white = [a for a in self.attacks if a.access == "white box"]  # they take Keras models only
         return (white or self.attacks)[0]._view(model)
 
-    def _prepare(self, model, x, y):
-        if isinstance(model, keras.Model) or self.access == "white box":
-            return super()._prepare(model, x, y)
-        return self.attacks[0]._prepare(model, x, y)
+    def _accept(self, victim, y):
+        for attack in self.attacks:
+            attack._accept(victim, y)
 
     def _success(self, model, x_adv, y):
         return self.attacks[0]._success(model, x_adv, y)
@@ -151,7 +158,7 @@ def _worst(attacks, norm, model, x, y, batch_size, seed, show) -> tuple[np.ndarr
         x_adv = np.where(_rows(better, x), found, x_adv)
         spent += cost
         fallen = fallen | reached
-    if isinstance(model, BlackBox):
+    if model.access != "gradients":
         model.result = x_adv, fallen  # nothing is asked again
     return x_adv, spent
 
@@ -174,11 +181,12 @@ def judged(attack: Attack, model, x: np.ndarray, y: np.ndarray) -> tuple[np.ndar
         x: Inputs of shape (n, ...).
         y: Labels of shape (n,).
 
-    The value is the margin; a callable is not asked for one, so there it is 1 where the goal is reached, else 0.
+    The value is the margin; a callable is not asked for one, and that of a random model changes with the draw, so for
+    these it is 1 where the goal is reached, else 0.
     """
-    if not isinstance(model, keras.Model):
+    if model.access != "gradients" or model.random:
         reached = attack._success(model, x, y)
         return reached, reached.astype("float32")
-    logits = models.outputs(model, x)
+    logits = model.predict(x)
     reached, value = attack.goal.reached(logits, y), attack.goal.value(losses.margin, logits, y)
     return ops.convert_to_numpy(reached), ops.convert_to_numpy(value)

@@ -1,6 +1,6 @@
 """Data sets as NumPy arrays: loading, checking and splitting, without importing TensorFlow or Keras."""
 
-from kerasdef.datasets.base import Dataset as Dataset
+from kerasdef.datasets.dataset import Dataset as Dataset
 from kerasdef.datasets.sources import DATASETS as DATASETS
 from kerasdef.datasets.sources import DatasetNotFound as DatasetNotFound
 from kerasdef.datasets.sources import Info as Info

@@ -1,8 +1,7 @@
-"""Known data sets: where they are looked for, and how they are downloaded."""
+"""Known data sets: what they are called, where they are looked for, and where they are downloaded from."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import urllib.request
@@ -12,18 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kerasdef import checks
-from kerasdef.datasets import readers
-from kerasdef.datasets.base import Dataset, hold_out
+from kerasdef.datasets import downloads, readers
+from kerasdef.datasets.dataset import Dataset, with_channels
 from kerasdef.datasets.readers import Arrays
+from kerasdef.datasets.splits import hold_out
 from kerasdef.files import write_whole
 
 FOLDER_VARIABLE = "KERASDEF_DATA"
-TIMEOUT = 30  # seconds without an answer before a download counts as failed
-BLOCK = 1 << 20  # bytes read at a time
 
 GTSRB_URL = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
 # SHA-256 as pinned by torchvision (torchvision/prototype/datasets/_builtin/gtsrb.py) for the two archives it
@@ -120,7 +116,8 @@ def as_dataset(data: str | Path | Dataset | tuple) -> Dataset:
     Args:
         data: A `Dataset`; a name or path for `load`; `(x_train, y_train, x_test, y_test)`, also in pairs as
             `keras.datasets` returns them; or `(x, y)`, of which a stratified 30 % (seed 0) becomes the test
-            split.
+            split. Labels are class indices or one-hot rows. Other bounds than (0, 1), groups and names are given to
+            `Dataset` itself.
 
     Raises:
         ValueError: `data` is none of these, or its arrays are invalid.
@@ -136,84 +133,16 @@ def as_dataset(data: str | Path | Dataset | tuple) -> Dataset:
         if all(isinstance(pair, tuple) and len(pair) == 2 for pair in data):
             return Dataset.from_arrays(*data[0], *data[1])
         x = np.asarray(data[0])
-        y = checks.labels("y", data[1], n=len(x) if x.ndim else None)
-        checks.several_classes("y", y)
-        train, test = hold_out(y, 0.30)
+        y = np.asarray(data[1])
+        found = checks.labels("y", y, n=len(x) if x.ndim else None)
+        checks.several_classes("y", found)
+        train, test = hold_out(found, 0.30)
         return Dataset.from_arrays(x[train], y[train], x[test], y[test])
     received = f"{type(data).__name__} of length {len(data)}" if isinstance(data, tuple | list) else repr(data)
     raise ValueError(
         "`data` must be a name, a path to an .npz file, a Dataset, (x, y) or "
         f"(x_train, y_train, x_test, y_test). Received: {received}"
     )
-
-
-def fetch(url: str, path: Path, sha256: str | None = None) -> Path:
-    """Download `url` to `path` with a progress bar and return `path`.
-
-    The content goes to another file, which takes its place only when it is complete and has the right digest, so an
-    interrupted download leaves nothing that looks whole.
-
-    Args:
-        url: Address to read.
-        path: File to write; its folder is made if need be.
-        sha256: Expected digest, or None.
-
-    Raises:
-        OSError: The address cannot be read, or the connection ended early.
-        ValueError: The digest is not the expected one.
-    """
-    request = urllib.request.Request(url, headers={"User-Agent": "kerasdef"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        length = response.headers.get("Content-Length")
-        total = int(length) if length else None
-
-        def write(part: Path) -> None:
-            with open(part, "wb") as out:
-                received = _copy(response, out, path.name, total)
-            if total is not None and received != total:
-                raise OSError(f"{url} ended after {received} of {total} bytes")
-            if sha256 is not None:
-                _check_digest(part, sha256, url)
-
-        return write_whole(path, write)
-
-
-def _copy(response, out, title: str, total: int | None) -> int:
-    received = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        while block := response.read(BLOCK):
-            out.write(block)
-            received += len(block)
-            progress.update(task, completed=received)
-    return received
-
-
-def _check_digest(path: Path, sha256: str, what: str | Path) -> None:
-    found = _digest(path)
-    if found != sha256.lower():
-        raise ValueError(f"{what} must have the SHA-256 {sha256}. Received: {found}")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _verify_or_record(path: Path, sha256: str | None) -> None:
-    """Check `path` against the pinned digest, else against the one recorded beside it, else record it."""
-    record = path.with_name(path.name + ".sha256")
-    if sha256 is not None:
-        _check_digest(path, sha256, path)
-    elif record.is_file():
-        words = record.read_text(encoding="utf-8").split()
-        _check_digest(path, words[0] if words else "", path)
-    else:
-        record.write_text(f"{_digest(path)}  {path.name}\n", encoding="utf-8")  # the format of sha256sum
 
 
 def _folders() -> list[Path]:
@@ -250,7 +179,7 @@ def _from_npz(name: str, path: Path) -> Dataset:
 
 def _dataset(name: str, arrays: Arrays, source: str) -> Dataset:
     """Return the raw arrays as a `Dataset`, with the class names and tracks that they lack."""
-    arrays = dict(arrays)
+    arrays = {key: with_channels(value) if key.startswith("x_") else value for key, value in arrays.items()}
     labels = np.asarray(arrays["y_train"])
     known = DATASETS[name].class_names if name in DATASETS else ()
     names = np.ravel(arrays["class_names"]).tolist() if "class_names" in arrays else None
@@ -328,7 +257,7 @@ def _cached_cifar10() -> Found | None:
 
 def _keras_download(module: str, origin: str) -> Found:
     """Return the arrays of `keras.datasets.<module>`, which downloads them to Keras' cache."""
-    with urllib.request.urlopen(origin, timeout=TIMEOUT):
+    with urllib.request.urlopen(origin, timeout=downloads.TIMEOUT):
         pass  # offline, a URLError at once; Keras would be imported first and then raise a bare Exception
     import keras
 
@@ -365,14 +294,14 @@ def _download_gtsrb() -> Found:
     for name, sha256 in GTSRB_ARCHIVES.items():
         if not (folder / name).is_file():
             (folder / f"{name}.sha256").unlink(missing_ok=True)  # that of a file since removed
-            fetch(GTSRB_URL + name, folder / name, sha256)
+            downloads.fetch(GTSRB_URL + name, folder / name, sha256)
     return _pack_gtsrb(folder)
 
 
 def _pack_gtsrb(folder: Path) -> Found:
     """Verify and read the archives in `folder`, and keep the result there as gtsrb.npz."""
     for name, sha256 in GTSRB_ARCHIVES.items():
-        _verify_or_record(folder / name, sha256)
+        downloads.verify_or_record(folder / name, sha256)
     arrays = readers.read_gtsrb(*(folder / name for name in GTSRB_ARCHIVES))
     path = folder / "gtsrb.npz"
     write_whole(path, lambda part: np.savez(part, **arrays))

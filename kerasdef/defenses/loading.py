@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 
-from kerasdef.datasets import Dataset
-from kerasdef.datasets import load as load_dataset
+from kerasdef import checks
+from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses.base import Defense, Outputs, as_defense
+from kerasdef.models.bounds import UNIT, input_bounds
 from kerasdef.models.export import Served, run_of
 from kerasdef.models.loading import read_keras as read_keras
 
@@ -46,12 +48,14 @@ def load(path: str | Path) -> Defense | Outputs:
     return load_model(Path(path)).defense
 
 
-def load_model(model: keras.Model | Callable | str | Path) -> Loaded:
+def load_model(model: keras.Model | Callable | str | Path, *, bounds: tuple[float, float] | None = None) -> Loaded:
     """Make a defense of any model, and tell what is known of where it is from.
 
     Args:
         model: A defense, a built Keras classifier, a callable from images to logits, probabilities or labels, a .keras
             file, the folder of a finished run, or the folder of a SavedModel (outputs only: black-box attacks).
+        bounds: `(low, high)`: range of the values of the data, which a classifier or callable takes that does not say
+            its own. None is (0, 1).
 
     Raises:
         ValueError: There is no model where the path leads.
@@ -59,26 +63,45 @@ def load_model(model: keras.Model | Callable | str | Path) -> Loaded:
     if not isinstance(model, str | Path):
         if not isinstance(model, keras.Model | Outputs) and not callable(model):
             raise ValueError(f"`model` must be a Keras model, a callable or a path. Received: model={model!r}")
-        return Loaded(as_defense(model), getattr(model, "name", getattr(model, "__name__", "model")))
+        return Loaded(_defense(model, bounds), getattr(model, "name", getattr(model, "__name__", "model")))
     path = Path(model)
     if path.suffix == ".keras" and path.is_file():
-        return Loaded(as_defense(read_keras(path)), path.stem, run_of(path))
+        return Loaded(_defense(read_keras(path), bounds), path.stem, run_of(path))
     if (path / "saved_model.pb").is_file():
         served = Served(path)
-        facts = {"classes": served.classes, "reject": served.reject, "bounds": served.bounds}
+        facts = {"classes": served.classes, "reject": served.reject}
+        facts["bounds"] = served.bounds or (UNIT if bounds is None else bounds)
         return Loaded(Outputs(served, name=path.name, **facts), path.name, run_of(path))
     files = sorted(path.glob("*.keras")) if path.is_dir() else []
     if len(files) == 1:
-        return Loaded(as_defense(read_keras(files[0])), path.name, run_of(files[0]))
+        return Loaded(_defense(read_keras(files[0]), bounds), path.name, run_of(files[0]))
     raise ValueError(
         "`model` must be a .keras file, the folder of a finished run, or the folder of a SavedModel. "
         f"Received: model={str(model)!r}"
     )
 
 
-def test_images(dataset: str | Path | Dataset, loaded: Loaded) -> Dataset:
-    """The data set, split as the run split it that the model is from: its test images were not trained on."""
-    dataset = load_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+def _defense(model, bounds) -> Defense | Outputs:
+    """A defense of a model, with these bounds where the model says none."""
+    return as_defense(model, bounds=None if input_bounds(model) else bounds)
+
+
+def test_images(data: str | Path | Dataset | tuple, loaded: Loaded) -> Dataset:
+    """The data set, split as the run split it that the model is from: its test images were not trained on.
+
+    Arrays (x, y) that no run split are test images, all of them.
+    """
+    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], tuple):
+        y = checks.labels("y", data[1])
+        whole = Dataset.from_arrays(data[0], y, data[0], y)
+        _, counts = np.unique(whole.y_test, return_counts=True)
+        if counts.min() < 2 or 0.3 * whole.n_test < len(counts):  # too few for a run to have divided them
+            return whole
+        dataset = as_dataset(data)
+        if not is_resplit(dataset, loaded):
+            return whole
+    else:
+        dataset = as_dataset(data)
     if is_resplit(dataset, loaded):
         return dataset.resplit(loaded.settings["test_size"], seed=loaded.settings["seed"])
     return dataset

@@ -17,10 +17,11 @@ from kerasdef.datasets import Dataset
 from kerasdef.defenses.base import Defense, Outputs, as_defense
 from kerasdef.evaluation.outcomes import CLEAN, COLUMNS, Outcome
 from kerasdef.evaluation.plan import Images, Plan, Planned
+from kerasdef.models.bounds import input_bounds
 from kerasdef.norms import Norm
 from kerasdef.runs.store import Store
 
-_ACCESS = {"white box": "gradients", "black box": "scores"}  # where an attack has no threat model that says it
+_ACCESS = {"white box": "gradients", "black box": "scores"}
 
 
 @dataclass
@@ -63,12 +64,13 @@ def evaluate(
     Returns:
         An `Evaluation`. The clean outcome is in the first column that has attacks ("adaptive" if none has).
     """
-    defense = as_defense(defense)
+    if not isinstance(defense, Defense | Outputs):
+        defense = as_defense(defense, bounds=input_bounds(defense) or data.bounds)
     store = Store(None, {}) if store is None else store
     x, y = data.x_test[plan.rows], data.y_test[plan.rows]
     found = Evaluation()
     first = next((c for c in COLUMNS if plan.of(c)), COLUMNS[-1])
-    found.outcomes.append(Outcome(plan.model, first, CLEAN, y, *_answer(defense, x), index=plan.rows))
+    found.outcomes.append(Outcome(plan.model, first, CLEAN, y, *_answer(defense, x, data.bounds), index=plan.rows))
     for column in COLUMNS:
         for name, planned in plan.of(column).items():
             if isinstance(planned, Planned):
@@ -84,19 +86,12 @@ def evaluate(
                 "radius": images.radius,
                 "index": images.index,
                 "distance": distances(norm, data.x_test[images.index], images.x),
-                "norm": title(norm),
+                "norm": norm.title,
                 "access": images.access,
             }
-            truth = data.y_test[images.index]
-            found.outcomes.append(Outcome(plan.model, column, name, truth, *_answer(defense, images.x), **values))
+            said = _answer(defense, images.x, data.bounds)
+            found.outcomes.append(Outcome(plan.model, column, name, data.y_test[images.index], *said, **values))
     return found
-
-
-def title(norm: Norm | str) -> str:
-    """The name of a norm in reports: that of its class, of a masked one with the norm inside."""
-    norm = norms.get(norm)
-    inner = getattr(norm, "norm", None)
-    return type(norm).__name__ if inner is None else f"{type(norm).__name__} {title(inner)}"
 
 
 def distances(norm: Norm, x: np.ndarray, x_adv: np.ndarray) -> np.ndarray:
@@ -136,12 +131,11 @@ def access(planned: Planned) -> str:
         return planned.access
     if planned.on is not None or isinstance(attack, Transfer):
         return "none"
-    threat = getattr(attack, "threat", None)
-    return _ACCESS[getattr(attack, "access", "white box")] if threat is None else threat.access
+    return _ACCESS[getattr(attack, "access", "white box")]
 
 
-def _answer(defense, x) -> tuple[np.ndarray, np.ndarray | None]:
-    decision = defense.decide(x)
+def _answer(defense, x, bounds) -> tuple[np.ndarray, np.ndarray | None]:
+    decision = defense.decide(x, bounds=bounds)
     return decision.label, decision.score
 
 

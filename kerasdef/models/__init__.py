@@ -1,15 +1,19 @@
 """What is attacked and shipped: views of a user's model, networks, blocks, export."""
 
-from kerasdef.models.victim import Untracked as Untracked
-from kerasdef.models.victim import architecture as architecture
-from kerasdef.models.victim import as_logits as as_logits
-from kerasdef.models.victim import gives_logits as gives_logits
-from kerasdef.models.victim import has_batch_norm as has_batch_norm
-from kerasdef.models.victim import logits_of as logits_of
-from kerasdef.models.victim import logits_view as logits_view
-from kerasdef.models.victim import named_views as named_views
-from kerasdef.models.victim import outputs as outputs
-from kerasdef.models.victim import pad as pad
-from kerasdef.models.victim import padded_batches as padded_batches
+from kerasdef.models.batches import pad as pad
+from kerasdef.models.batches import padded_batches as padded_batches
+from kerasdef.models.black_box import BlackBox as BlackBox
+from kerasdef.models.bounds import float_input as float_input
+from kerasdef.models.bounds import input_bounds as input_bounds
+from kerasdef.models.victim import Victim as Victim
+from kerasdef.models.victim import WhiteBox as WhiteBox
 from kerasdef.models.victim import predict_logits as predict_logits
-from kerasdef.models.victim import stack_logits as stack_logits
+from kerasdef.models.views import Untracked as Untracked
+from kerasdef.models.views import architecture as architecture
+from kerasdef.models.views import as_logits as as_logits
+from kerasdef.models.views import gives_logits as gives_logits
+from kerasdef.models.views import has_batch_norm as has_batch_norm
+from kerasdef.models.views import logits_of as logits_of
+from kerasdef.models.views import logits_view as logits_view
+from kerasdef.models.views import named_views as named_views
+from kerasdef.models.views import stack_logits as stack_logits

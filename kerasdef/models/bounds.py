@@ -7,6 +7,8 @@ import numbers
 import keras
 import numpy as np
 
+from kerasdef import checks
+
 PIXELS = (0.0, 255.0)  # what a model takes that divides by 255, or whose Input is of uint8
 UNIT = (0.0, 1.0)
 _SCALES = (1 / 255, 2 / 255, 1 / 256, 2 / 256)  # to [0, 1] and to [-1, 1]
@@ -72,6 +74,31 @@ def from_pixels(x: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
         return x
     low, high = bounds
     return x.astype("float32") / np.float32(255 / (high - low)) + np.float32(low)
+
+
+def onto(x: np.ndarray, bounds: tuple[float, float], given: tuple[float, float] | None = None) -> np.ndarray:
+    """Map samples linearly onto the range that a model takes, and check them.
+
+    Args:
+        x: Array of shape (n, ...): uint8 images, or floats within `given`.
+        bounds: `(low, high)` that they are mapped onto.
+        given: `(low, high)` of the floats; None is `bounds`.
+
+    Returns:
+        Array of the shape of x, float32, within `bounds`.
+
+    Raises:
+        ValueError: x is neither of floats nor of uint8, or beyond the range.
+    """
+    x = np.asarray(x)
+    if x.dtype == np.uint8:
+        return checks.images("x", from_pixels(x, bounds), limits=bounds)
+    given = bounds if given is None else checks.bounds(given)
+    x = checks.images("x", x, limits=given)
+    if given == bounds:
+        return x
+    factor = (bounds[1] - bounds[0]) / (given[1] - given[0])
+    return np.clip(x * np.float32(factor) + np.float32(bounds[0] - factor * given[0]), *np.float32(bounds))
 
 
 def _graph(model):

@@ -143,7 +143,7 @@ class Served:
     Attributes:
         classes: Number of real classes.
         reject: The label that stands for "adversarial", or None.
-        bounds: `(low, high)`: range of the values that `serving_default` takes.
+        bounds: `(low, high)`: range of the values that `serving_default` takes, None where the files do not say it.
         digest: SHA-256 of the graph and the weights.
 
     Raises:
@@ -165,7 +165,7 @@ class Served:
         columns = (next(iter(outputs.values())) if self._single else outputs["probabilities"]).shape[-1]
         self.classes = facts.get("classes", columns)
         self.reject = facts.get("reject")
-        self.bounds = tuple(facts.get("bounds", UNIT))
+        self.bounds = tuple(facts["bounds"]) if "bounds" in facts else None
         self.digest = _digest(Path(path))
 
     def answer(self, x: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,231 +1,243 @@
-"""Views of a user's model: its logits, whatever its last layer makes of them, and predictions on arrays.
-
-Attacks need logits: behind a softmax in float32 the gradient of the cross-entropy is exactly zero from a logit gap
-of about 17.
-"""
+"""What an attack sees of the model under attack: logits in the units of the data, whatever the model is."""
 
 from __future__ import annotations
 
-import warnings
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
-from kerasdef import backend
+from kerasdef import backend, checks
+from kerasdef import random as draws
+from kerasdef.models import views
+from kerasdef.models.batches import pad, padded_batches
+from kerasdef.models.bounds import input_bounds
 
-_VIEWS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _FORWARD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_RANDOM: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_LOOKED_AT = 8  # inputs on which two draws of a model are compared
 
 
-@dataclass(frozen=True)
-class Untracked:
-    """Models that belong to another one but are not trained with it: in here Keras does not find their weights."""
+class Victim(ABC):
+    """A classifier as attacks see it.
 
-    models: tuple[keras.Model, ...]
+    Make one with `Victim.of(model)`; attacks do so themselves. The one reason to do it by hand is a model whose range
+    of input values cannot be seen in its first layers: `Victim.of(model, bounds=(0, 255))`.
 
-
-class _WithoutActivation(keras.layers.Layer):
-    """A Dense layer's product and bias, without its activation; shares the weights."""
-
-    def __init__(self, dense: keras.layers.Dense):
-        super().__init__()
-        self.dense = dense
-
-    def call(self, x):
-        z = ops.matmul(x, self.dense.kernel)
-        return z if self.dense.bias is None else z + self.dense.bias
-
-
-class _BinaryLogits(keras.layers.Layer):
-    """One logit z becomes two, (0, z)."""
-
-    def call(self, z):
-        return ops.concatenate([ops.zeros_like(z), z], axis=-1)
-
-
-def _activation_name(layer) -> str:
-    activation = getattr(layer, "activation", None)
-    return getattr(activation, "__name__", "linear") if activation is not None else "linear"
-
-
-def _logits_tensor(output):
-    """Symbolic logits behind the output of a Sequential or Functional model, or None where it is not recognized."""
-    last, node, _ = output._keras_history
-    before = last._inbound_nodes[node].input_tensors[0] if last._inbound_nodes[node].input_tensors else None
-    name = _activation_name(last)
-    if isinstance(last, keras.layers.Softmax):
-        return before
-    if isinstance(last, keras.layers.Activation) and name in ("softmax", "sigmoid"):
-        return before
-    if isinstance(last, keras.layers.Dense) and name in ("softmax", "sigmoid"):
-        return _WithoutActivation(last)(before)
-    if name == "linear" and isinstance(last, keras.layers.Dense | keras.layers.Activation):
-        return output
-    return None
-
-
-def _view(model: keras.Model) -> keras.Model | None:
-    """The logits model, or None where the model is one itself."""
-    if not model.built:
-        raise ValueError(
-            "The model must be built before it is attacked: call it once, or give it an Input. "
-            f"Received: model={model.name!r}, which has no weights yet"
-        )
-    output = getattr(model, "outputs", None)
-    if output and (len(output) != 1 or len(output[0].shape) != 2):
-        shapes = [tuple(o.shape) for o in output]
-        raise ValueError(f"The model must have one output of shape (n, classes). Received: outputs={shapes}")
-    z = _logits_tensor(output[0]) if output else None
-    if z is None:
-        warnings.warn(
-            f"The last layer of model {model.name!r} is not a Dense, Activation or Softmax layer, so its outputs "
-            "are taken as logits. If they are probabilities, gradients vanish and attacks look weaker than they are.",
-            UserWarning,
-            stacklevel=4,
-        )
-        return None
-    if z.shape[-1] == 1:
-        z = _BinaryLogits()(z)
-    elif z is output[0]:
-        return None
-    return as_logits(keras.Model(model.inputs, z, name=f"{model.name}_logits"))
-
-
-def logits_view(model: keras.Model) -> keras.Model:
-    """Return a model that shares the weights of `model` and gives logits of shape (n, classes), classes >= 2.
-
-    A last softmax or sigmoid (a layer of its own, or the activation of a Dense layer) is left off; a single logit z
-    becomes the pair (0, z). A model whose last layer is not recognized is returned as it is, with a `UserWarning`.
-
-    Raises:
-        ValueError: The model is not a built keras.Model or has several outputs.
+    Attributes:
+        access: What the model gives: "gradients" (a Keras model), "scores" or "labels" (a callable).
+        classes: Number of classes.
+        input_shape: Shape of one input, or None where it is not known.
+        random: Whether the model draws random numbers when it answers.
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
-    if model not in _VIEWS:
-        _VIEWS[model] = _view(model)
-    return _VIEWS[model] or model
+
+    access: str
+    classes: int
+    input_shape: tuple[int, ...] | None
+    random: bool = False
+    _kinds: ClassVar[list[type[Victim]]] = []
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        Victim._kinds.append(cls)
+
+    @classmethod
+    @abstractmethod
+    def takes(cls, model) -> bool:
+        """Whether this kind of victim is made of such a model."""
+
+    @staticmethod
+    def of(
+        model: keras.Model | Callable | Victim,
+        *,
+        bounds: tuple[float, float] | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> Victim:
+        """Return a model as attacks see it.
+
+        Args:
+            model: A built Keras classifier, a callable from arrays to logits, probabilities or labels, or a `Victim`,
+                which is returned as it is.
+            bounds: Range of the numbers that the model itself takes. None: what its first layers tell (integer inputs
+                of 8 bits or a first `Rescaling` by about 1/255 take 0 to 255), else the range of the data.
+            shape: Shape of one input, for subclassed models, which do not tell it.
+
+        Raises:
+            ValueError: The model cannot be attacked; the message says why.
+        """
+        if isinstance(model, Victim):
+            return model
+        for kind in Victim._kinds:
+            if kind.takes(model):
+                return kind(model, bounds=bounds, shape=shape)
+        raise ValueError(f"`model` must be a keras.Model or a callable. Received: {type(model).__name__}")
+
+    @abstractmethod
+    def facing(self, bounds: tuple[float, float]) -> Victim:
+        """This victim for data in a range: it maps them onto the range that the model takes."""
+
+    @abstractmethod
+    def facts(self) -> dict:
+        """What tells this victim from others: the model and how data are mapped onto its range."""
+
+    @abstractmethod
+    def predict(self, x: np.ndarray, *, batch_size: int = 512, seed: int = 0) -> np.ndarray:
+        """Logits of shape (n, classes) for an array.
+
+        Args:
+            x: Array of shape (n, ...), float32, in the units of the data.
+            batch_size: Most samples at a time.
+            seed: Chooses the draws of a random model, each sample's by its position in x.
+        """
 
 
-def logits_of(model: keras.Model) -> Callable:
-    """Return a function from the outputs of `model` to logits of shape (n, classes), float32.
-
-    It undoes a last softmax or sigmoid by a logarithm, so it is for losses, not for attacks: where a probability is
-    below 1e-30 the gradient is lost. Attacks go through `logits_view`.
-
-    Raises:
-        ValueError: The model is a subclassed one, whose outputs have no known shape.
-    """
-    if model.built and not getattr(model, "outputs", None):
-        raise ValueError(
-            f"`model` must be a Sequential or functional model. Received: {type(model).__name__}; wrap it: "
-            "keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)"
-        )
-    single = model.output_shape[-1] == 1
-    squashed = not gives_logits(model)
-
-    def to_logits(outputs):
-        z = ops.cast(outputs, "float32")
-        if squashed and single:
-            z = ops.log(ops.maximum(z, 1e-30)) - ops.log(ops.maximum(1.0 - z, 1e-30))
-        elif squashed:
-            return ops.log(ops.maximum(z, 1e-30))
-        return ops.concatenate([ops.zeros_like(z), z], axis=-1) if single else z
-
-    return to_logits
-
-
-def gives_logits(model: keras.Model) -> bool:
-    """Whether the outputs of a classifier are logits (or one logit) rather than probabilities."""
-    if logits_view(model) is model:
-        return True
-    last = model.outputs[0]._keras_history[0]
-    return not isinstance(last, keras.layers.Softmax) and _activation_name(last) == "linear"
-
-
-def named_views(models: list[keras.Model]) -> list[keras.Model]:
-    """Return logits views with names of their own, member1 and so on: models may be joined that share a name."""
-    views = [logits_view(m) for m in models]
-    return [keras.Model(view.inputs, view.outputs[0], name=f"member{i}") for i, view in enumerate(views, 1)]
-
-
-def stack_logits(models: list[keras.Model]) -> keras.Model:
-    """Return one model from images to the logits of all `models`, of shape (n, members, classes)."""
-    views = named_views(models)
-    inputs = keras.Input(views[0].input_shape[1:])
-    return as_logits(keras.Model(inputs, ops.stack([view(inputs) for view in views], axis=1)))
-
-
-def as_logits(model: keras.Model) -> keras.Model:
-    """Return the model and take its outputs for logits, whatever its last layer is."""
-    _VIEWS[model] = None
-    return model
-
-
-def padded_batches(n: int, batch_size: int):
-    """Yield slices of at most `batch_size` over n samples, with the number to pad to."""
-    for start in range(0, n, batch_size):
-        yield slice(start, min(start + batch_size, n))
-
-
-def pad(array: np.ndarray, size: int) -> np.ndarray:
-    """Repeat the last row until the array has `size` rows."""
-    if len(array) == size:
-        return array
-    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
-
-
-def outputs(model: keras.Model, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
-    """Outputs of `model` on an array, in inference mode and in fixed-size compiled batches.
+class WhiteBox(Victim):
+    """A Keras classifier: logits with gradients.
 
     Args:
-        model: A model with one output.
-        x: Array of shape (n, ...), float32.
-        batch_size: Samples at a time.
+        model: A built Keras classifier.
+        bounds: As in `Victim.of`.
+        shape: As in `Victim.of`.
 
-    Returns:
-        Array of shape (n, ...), float32.
+    Attributes:
+        view: The Keras model of logits that is evaluated; it shares the weights of `model`.
+        bounds: Range of the numbers that the model takes, or None for that of the data.
     """
-    if model not in _FORWARD:
-        reference = weakref.ref(model)
-        _FORWARD[model] = backend.compiled(lambda z: reference()(z, training=False), model)
-    forward = _FORWARD[model]
-    size = min(batch_size, max(8, 1 << (len(x) - 1).bit_length()))  # few sizes: few traces
-    found = None
-    for part in padded_batches(len(x), size):
-        out = ops.convert_to_numpy(forward(pad(x[part], size)))[: part.stop - part.start]
-        if found is None:
-            found = np.empty((len(x), *out.shape[1:]), dtype="float32")
-        found[part] = out
-    return found
+
+    access = "gradients"
+
+    @classmethod
+    def takes(cls, model) -> bool:
+        """Keras models."""
+        return isinstance(model, keras.Model)
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        bounds: tuple[float, float] | None = None,
+        shape: tuple[int, ...] | None = None,
+    ):
+        self.view = views.logits_view(model, shape)
+        self.bounds = input_bounds(model) if bounds is None else checks.bounds(bounds)
+        self.map: tuple[float, float] | None = None  # factor and offset from the data to the model
+        self.input_shape = tuple(self.view.input_shape[1:])
+        self.classes = self.view.output_shape[-1]
+        if self.view not in _RANDOM:  # found out now, by two draws: inside a program there are no values to compare
+            _RANDOM[self.view] = self._draws_numbers()
+
+    @property
+    def random(self) -> bool:
+        """Whether the model draws random numbers when it answers."""
+        return _RANDOM[self.view]
+
+    def _draws_numbers(self) -> bool:
+        count = len(backend.seed_variables(self.view))
+        if not count:
+            return False
+        if None in self.input_shape:
+            return True
+        low, high = self.bounds or (0.0, 1.0)
+        x = np.random.default_rng(0).uniform(low, high, (_LOOKED_AT, *self.input_shape)).astype("float32")
+        with backend.eagerly():
+            found = [self._drawn(ops.convert_to_tensor(x), np.full(_LOOKED_AT, i, "uint32")) for i in (1, 2)]
+            return not np.array_equal(*map(ops.convert_to_numpy, found))
+
+    def facing(self, bounds: tuple[float, float]) -> WhiteBox:
+        """This victim for data in a range."""
+        if self.bounds is None or self.bounds == bounds:
+            found = None
+        else:
+            (low, high), (from_low, from_high) = self.bounds, bounds
+            factor = (high - low) / (from_high - from_low)
+            found = factor, low - factor * from_low
+        return self._with(self.view, found)
+
+    def facts(self) -> dict:
+        """The Keras model of logits, and the map onto its range."""
+        return {"model": self.view, "map": self.map}
+
+    def in_data_units(self) -> keras.Model:
+        """A Keras model of logits that takes numbers in the units of the data."""
+        if self.map is None:
+            return self.view
+        images = keras.Input(self.input_shape)
+        return views.as_logits(keras.Model(images, self.view(keras.layers.Rescaling(*self.map)(images))))
+
+    def _with(self, view: keras.Model, found: tuple[float, float] | None) -> WhiteBox:
+        other = object.__new__(WhiteBox)
+        other.__dict__.update(self.__dict__, view=view, map=found)
+        return other
+
+    def weak(self) -> Callable[[], WhiteBox]:
+        """A function that returns this victim while its model lives: programs must not keep it alive."""
+        reference, found = weakref.ref(self.view), self.map
+        facts = {k: v for k, v in self.__dict__.items() if k != "view"}
+
+        def back() -> WhiteBox:
+            other = object.__new__(WhiteBox)
+            other.__dict__.update(facts, view=reference(), map=found)
+            return other
+
+        return back
+
+    def logits(self, x, draw=None):
+        """Logits of a batch, with gradients; may be traced.
+
+        Args:
+            x: Tensor of shape (n, ...), in the units of the data.
+            draw: Tensor of shape (n,), uint32, that chooses the draws of a random model, each sample for itself.
+
+        Returns:
+            Tensor of shape (n, classes), float32.
+        """
+        if self.map is not None:
+            x = x * self.map[0] + self.map[1]
+        if not self.random:
+            return backend.evaluate(self.view, x)
+        return self._drawn(x, ops.zeros(ops.shape(x)[:1], "uint32") if draw is None else draw)
+
+    def _drawn(self, x, draw):
+        count = len(backend.seed_variables(self.view))
+        return backend.evaluate_drawn(self.view, x, [draws.bits(draw, (2,), salt=1 + i) for i in range(count)])
+
+    def predict(self, x: np.ndarray, *, batch_size: int = 512, seed: int = 0) -> np.ndarray:
+        """Logits of shape (n, classes) for an array."""
+        kept = _FORWARD.setdefault(self.view, {})
+        if self.map not in kept:
+            back = self.weak()
+            kept[self.map] = backend.compiled(lambda z, draw: back().logits(z, draw), self.view)
+        forward, found = kept[self.map], None
+        size = min(batch_size, max(8, 1 << (len(x) - 1).bit_length()))  # few sizes: few traces
+        drawn = draws.sample_seeds(seed, np.arange(len(x)))
+        for part in padded_batches(len(x), size):
+            out = ops.convert_to_numpy(forward(pad(x[part], size), pad(drawn[part], size)))
+            if found is None:
+                found = np.empty((len(x), *out.shape[1:]), dtype="float32")
+            found[part] = out[: part.stop - part.start]
+        return found
 
 
-def predict_logits(model: keras.Model, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
-    """Logits of shape (n, classes) of a classifier on an array; see `logits_view`."""
-    return outputs(logits_view(model), x, batch_size=batch_size)
+def mean_logits(victim: WhiteBox, x, draw, count: int):
+    """Logits of a batch, averaged over some draws of a random model; those of any other model as they are.
+
+    Args:
+        victim: The classifier.
+        x: Tensor of shape (n, ...).
+        draw: Tensor of shape (n,), uint32.
+        count: Draws of each sample.
+    """
+    if not victim.random:
+        return victim.logits(x)
+    many = draws.fold(ops.repeat(draw, count), ops.tile(ops.arange(count), ops.shape(draw)))
+    logits = victim.logits(ops.repeat(x, count, axis=0), many)
+    return ops.mean(ops.reshape(logits, (-1, count, *logits.shape[1:])), axis=1)
 
 
-def architecture(model: keras.Model) -> list:
-    """Kinds, plain settings and weight shapes of all layers, without names and seeds, which Keras may choose."""
-    found = []
-    for layer in model.layers:
-        try:
-            config = layer.get_config()
-        except NotImplementedError:  # a layer of the user's that does not say how it was made
-            config = {}
-        config = {k: v for k, v in config.items() if k not in ("name", "seed")}
-        plain = {k: v for k, v in config.items() if isinstance(v, str | int | float | tuple)}
-        inner = architecture(layer) if isinstance(layer, keras.Model) else []
-        found.append((type(layer).__name__, plain, [tuple(w.shape) for w in layer.weights], inner))
-    return found
-
-
-def has_batch_norm(model: keras.Model) -> bool:
-    """Whether a layer of the model, or of a model inside it, is a BatchNormalization."""
-    inner = (layer for layer in model.layers if isinstance(layer, keras.Model))
-    own = any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers)
-    return own or any(map(has_batch_norm, inner))
+def predict_logits(model: keras.Model | Victim, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
+    """Logits of shape (n, classes) of a classifier on an array of numbers as the model takes them."""
+    return Victim.of(model).predict(x, batch_size=batch_size)

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, losses, models
+from kerasdef.attacks import signs
 from kerasdef.norms import L2
 from kerasdef.runs import progress
 
@@ -51,11 +52,11 @@ class GMAPoisoning:
     Args:
         share: Poison samples as a share of the training set, above 0. They begin as copies of training samples.
         steps: Unrolled training steps. More look further ahead and are stronger, at a cost that grows with them.
-        learning_rate: Of these steps. Where it is too high for the model, the history jumps up and down.
+        learning_rate: Learning rate of these steps. Where it is too high for the model, the history jumps up and down.
         eta: Crafting rate: largest change of any input value in a round, in input units.
-        rounds: Rounds.
+        rounds: Number of rounds; each changes every poison sample once.
         batch_size: Training samples in each unrolled step, drawn anew in every round; the poison is always whole.
-        bounds: Valid range of an input value.
+        bounds: Valid range of an input value, `(low, high)`; the data must lie in it, and the poison stays in it.
 
     Example:
     >>> poison = GMAPoisoning(share=0.1)(model, x_train, y_train, x_target, y_target)
@@ -125,8 +126,13 @@ class GMAPoisoning:
         with progress.bar(type(self).__name__, self.rounds, show=show) as tick:
             for i in range(self.rounds + 1):
                 rows = np.stack([rng.permutation(n)[: size[1]] for _ in range(self.steps)])
-                part = np.float32(len(x) / (n + len(x)))  # of the poison in the training loss
+                part = np.float32(len(x) / (n + len(x)))  # share of the poison in the training loss
                 value, grad = climb(x, y, train[0][rows], train[1][rows], *target, part)
+                if not i and not np.any(ops.convert_to_numpy(grad)):
+                    signs.warn(
+                        "The gradient of the targets' loss by the poison is exactly zero: the poison stays as it is. "
+                        "The model may cut its gradients off, or be so sure of its answers that they vanish."
+                    )
                 history.append(float(value))
                 if history[-1] >= max(history):
                     best = x
@@ -220,12 +226,12 @@ def poisoning_effect(
     """Train three times, on the clean set, with random points and with crafted ones, and measure on the targets.
 
     Args:
-        train: Gives a trained model for (x, y); the same for the same arrays.
+        train: A function from arrays (x, y) to a model trained on them; the same arrays must give the same model.
         x_train: Training inputs of shape (n, ...).
         y_train: Their labels, of shape (n,).
         x_target: Inputs to be misclassified, of shape (m, ...).
         y_target: Their true labels, of shape (m,).
-        attack: A `GMAPoisoning`; None for the default. It crafts on the model of the clean set.
+        attack: A `GMAPoisoning`, which crafts on the model that was trained on the clean set. None takes the default.
         seed: All randomness but that of `train` comes from it.
         progress: Show a bar; None shows it on a terminal and in notebooks.
 

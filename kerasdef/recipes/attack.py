@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -16,19 +15,20 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-import kerasdef.attacks
-from kerasdef import checks, norms
-from kerasdef.attacks import Attack
+from kerasdef.attacks import Attack, by_name
 from kerasdef.attacks.sequence import WRONG, SequenceResult
-from kerasdef.catalog import ATTACKS, AttackInfo
+from kerasdef.catalog import ATTACKS
 from kerasdef.datasets import Dataset
+from kerasdef.datasets import load as load_dataset
 from kerasdef.defenses.loading import Loaded, is_resplit, load_model, test_images
 from kerasdef.evaluation import Evaluation, Plan, Planned, evaluate, wilson
 from kerasdef.evaluation.outcomes import POOLED
 from kerasdef.files import digest, identity
+from kerasdef.recipes.settings import AttackSettings
 from kerasdef.reporting import Report, Section
 from kerasdef.reporting.words import distance, label
 from kerasdef.runs.store import Store
+from kerasdef.settings import takes
 
 _SHOWN = 8  # adversarial images in the report
 
@@ -95,19 +95,12 @@ class AttackRun:
         return console.export_text().rstrip()
 
 
+@takes(AttackSettings)
 def attack(
     model: keras.Model | Callable | str | Path,
-    data: str | Path | Dataset = "digits",
-    attack: str | Attack = "autoattack",
-    *,
-    norm: str | None = None,
-    eps: float | None = None,
-    settings: Mapping | None = None,
-    n: int | None = None,
-    batch_size: int = 256,
-    seed: int = 0,
-    out: str | Path | None = None,
-    show: bool | None = None,
+    data: str | Path | Dataset | tuple = AttackSettings.data,
+    attack: str | Attack = AttackSettings.attack,
+    **given,
 ) -> AttackRun:
     """Attack a model on the first test images of a data set.
 
@@ -115,44 +108,34 @@ def attack(
     is attacked whole. Images that the model gets wrong count as broken.
 
     Args:
-        model: A built Keras classifier, a callable from images to logits, probabilities or labels, a .keras file, the
-            folder of a finished run, or the folder of a SavedModel (black-box attacks only).
-        data: A name, the path of an .npz file, or a `Dataset`.
-        attack: A name of `kerasdef list attacks`, or an `Attack`; then norm, eps and settings are its own.
-        norm: "linf", "l2" or "l1"; None takes the attack's default.
-        eps: Radius in input units. Minimal attacks do not need it: with it, a change beyond eps does not count.
-        settings: Further settings of the attack by name, such as `{"steps": 50}`.
-        n: Number of test images; None takes all.
-        batch_size: Images that are worked on at a time.
-        seed: All randomness comes from it.
-        out: Folder for the state, the report and the adversarial images; a run that was killed goes on from there.
-        show: Progress bars; None shows them on a terminal and in notebooks.
+        {settings}
 
     Raises:
         ValueError: An unknown name or setting, a value out of range, or a model that does not fit the data or the
             attack.
     """
-    loaded = load_model(model)
-    chosen, name = _choose(attack, norm, eps, settings or {}, loaded)
+    s = AttackSettings.of({"model": model, "data": data, "attack": attack, **given})
+    data = load_dataset(s.data) if isinstance(s.data, str | Path) else s.data
+    loaded = load_model(s.model, bounds=s.bounds or getattr(data, "bounds", None))
     dataset = test_images(data, loaded)
-    if n is not None and checks.positive_int("n", n) > dataset.n_test:
-        raise ValueError(f"`n` must be at most the number of test images, {dataset.n_test}. Received: n={n}")
-    rows = np.arange(dataset.n_test if n is None else n)
-    minimal = chosen.kind == "minimal"
+    chosen, name = _choose(s.attack, s.norm, s.eps, s.settings or {}, dataset.bounds, loaded)
+    if s.n is not None and s.n > dataset.n_test:
+        raise ValueError(f"`n` must be at most the number of test images, {dataset.n_test}. Received: n={s.n}")
+    rows = np.arange(dataset.n_test if s.n is None else s.n)
     planned = Planned(
         chosen,
         piece="state",
-        seed=checks.non_negative_int("seed", seed),
-        batch_size=checks.positive_int("batch_size", batch_size),
+        seed=s.seed,
+        batch_size=s.batch_size,
         standing=True,
-        within=eps if minimal else None,
+        within=s.eps if chosen.kind == "minimal" else None,
     )
     plan = Plan(loaded.name, rows, adaptive={name: planned})
-    found = evaluate(loaded.defense, dataset, plan, _store(out, loaded, chosen, dataset, rows, seed), progress=show)
-    result = found.results["adaptive", name]
-    report = _report(found, chosen, name, loaded, dataset, rows, seed)
-    run = AttackRun(result, report, {})
-    return run if out is None else dataclasses.replace(run, files=_save(run, dataset.y_test[rows], Path(out)))
+    store = _store(s.out, loaded, chosen, dataset, rows, s.seed)
+    found = evaluate(loaded.defense, dataset, plan, store, progress=s.progress)
+    report = _report(found, chosen, name, loaded, dataset, rows, s.seed)
+    run = AttackRun(found.results["adaptive", name], report, {})
+    return run if s.out is None else dataclasses.replace(run, files=_save(run, dataset.y_test[rows], Path(s.out)))
 
 
 def _store(out, loaded: Loaded, chosen: Attack, dataset: Dataset, rows: np.ndarray, seed: int) -> Store:
@@ -173,7 +156,7 @@ def _share(value: float, n: int) -> str:
     return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _choose(attack: str | Attack, norm, eps, settings: Mapping, loaded: Loaded) -> tuple[Attack, str]:
+def _choose(attack: str | Attack, norm, eps, settings: Mapping, bounds, loaded: Loaded) -> tuple[Attack, str]:
     """The attack object and its name."""
     if isinstance(attack, Attack):
         if norm is not None or eps is not None or settings:
@@ -181,10 +164,13 @@ def _choose(attack: str | Attack, norm, eps, settings: Mapping, loaded: Loaded) 
                 "`norm`, `eps` and `settings` belong to an attack given by name. "
                 f"Received: norm={norm!r}, eps={eps!r}, settings={dict(settings)!r} with attack={attack!r}"
             )
-        chosen, name = attack, type(attack).__name__.lower()
+        if getattr(attack, "bounds", bounds) != bounds:
+            raise ValueError(
+                f"`attack` must have the bounds of the data, {bounds}. Received: bounds={attack.bounds} in {attack!r}"
+            )
+        chosen, name = by_name.one_for_each(attack), type(attack).__name__.lower()
     else:
-        name = checks.one_of("attack", attack, ATTACKS)
-        chosen = _make(ATTACKS[name], name, norm, eps, settings)
+        chosen, name = by_name.make(attack, norm=norm, eps=eps, settings=settings, bounds=bounds), attack
     if loaded.black_box and chosen.access != "black box":
         black = ", ".join(key for key, info in ATTACKS.items() if info.access == "black box")
         raise ValueError(
@@ -192,22 +178,6 @@ def _choose(attack: str | Attack, norm, eps, settings: Mapping, loaded: Loaded) 
             f"Received: attack={name!r} on {loaded.name!r}"
         )
     return chosen, name
-
-
-def _make(info: AttackInfo, name: str, norm, eps, settings: Mapping) -> Attack:
-    cls = getattr(kerasdef.attacks, info.cls)
-    known = [p for p in inspect.signature(cls).parameters if p not in ("goal", "bounds")]
-    given = {checks.one_of("settings", key, known): value for key, value in settings.items()}
-    if norm is not None:
-        if checks.one_of("norm", norm, norms.NORMS) not in info.norms:
-            raise ValueError(f"`norm` must be one of {', '.join(info.norms)} for {name}. Received: norm={norm!r}")
-        if "norm" in known:
-            given["norm"] = norm
-    if eps is not None and info.kind == "budget" and "eps" in known:
-        given["eps"] = eps
-    if eps is None and "eps" in known and info.kind == "budget":
-        raise ValueError(f"`eps` must be given for {name}, such as 8/255 (0.0314). Received: eps=None")
-    return cls(**given)
 
 
 def _report(found: Evaluation, chosen, name, loaded: Loaded, dataset: Dataset, rows, seed: int) -> Report:
@@ -231,7 +201,11 @@ def _report(found: Evaluation, chosen, name, loaded: Loaded, dataset: Dataset, r
         rejecting=[loaded.name] if rejects else [],
         class_names=dataset.class_names,
         bounds=dataset.bounds,
-        settings={"attack": identity(chosen, "attack", strict=False), "n": len(rows)},
+        settings={
+            "attack": identity(chosen, "attack", strict=False),
+            "n": len(rows),
+            "bounds": list(dataset.bounds),
+        },
         sections=[_parts(found, name, rejects)],
         seed=seed,
         dataset=dataset.name,

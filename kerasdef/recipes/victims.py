@@ -67,7 +67,7 @@ def gma_victims(
     limit: int = 1000,
     seed: int = 0,
     out: str | Path | None = None,
-    show: bool | None = None,
+    progress: bool | None = None,
 ) -> Victims:
     """Train undefended networks on a data set, attack each with GMA, and analyze what is left (Algorithm 2).
 
@@ -77,11 +77,11 @@ def gma_victims(
         attack: A `GMA`; None for the default.
         epochs: Passes of each network.
         batch_size: Samples in a training batch.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate of Adam, above 0.
         limit: Most test images that are attacked.
         seed: All randomness comes from it.
         out: Folder for the run; a run that was killed goes on from the last finished network.
-        show: Progress bars; None shows them on a terminal and in notebooks.
+        progress: Whether progress bars are shown; None shows them on a terminal and in notebooks.
 
     Raises:
         ValueError: A setting is out of range, a name is unknown, or `out` is of another run.
@@ -122,14 +122,14 @@ def gma_victims(
     for name, model in built.items():
 
         def make(model=model, name=name):
-            options = {"epochs": epochs, "title": name, "learning_rate": learning_rate, "show": show}
+            options = {"epochs": epochs, "title": name, "learning_rate": learning_rate, "show": progress}
             return weights_piece(model, fit(model, train, **options))
 
         piece = pieces.get(name, make, phase=f"train/{name}")
         restore(model, piece)
         history[name] = piece[1]["history"]
-        analyses[name] = gma_analysis(model, x, y, attack=attack, seed=derive(seed, name, "gma"), progress=show)
-        outcomes += _outcomes(name, model, attack, x, y, show)
+        analyses[name] = gma_analysis(model, x, y, attack=attack, seed=derive(seed, name, "gma"), progress=progress)
+        outcomes += _outcomes(name, model, attack, x, y, progress)
     report = Report(
         outcomes,
         classes=dataset.classes,
@@ -145,9 +145,9 @@ def gma_victims(
     return Victims(built, analyses, report, files)
 
 
-def _outcomes(name: str, model, attack: GMA, x, y, show) -> list[Outcome]:
+def _outcomes(name: str, model, attack: GMA, x, y, progress) -> list[Outcome]:
     """What a network says of the clean images and of those under GMA."""
-    x_adv = attack(model, x, y, progress=show)
+    x_adv = attack(model, x, y, progress=progress)
     index = np.repeat(np.arange(len(x)), len(x_adv) // len(x))
     said = [models.predict_logits(model, images).argmax(axis=1) for images in (x, x_adv)]
     return [

@@ -1,8 +1,8 @@
 """Training: how adversarial data is mixed in, and adversarial training as a Keras model."""
 
+from kerasdef.datasets.batches import Mixture as Mixture
+from kerasdef.datasets.batches import adversarial_count as adversarial_count
 from kerasdef.training.adversarial import AdversarialTraining as AdversarialTraining
-from kerasdef.training.augmentation import Mixture as Mixture
-from kerasdef.training.augmentation import adversarial_count as adversarial_count
 from kerasdef.training.bilateral import Bilateral as Bilateral
 from kerasdef.training.bilateral import adversarial_labels as adversarial_labels
 from kerasdef.training.bilateral import most_confusing as most_confusing

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, models
-from kerasdef.attacks import Goal, StepAttack
+from kerasdef.attacks import Goal, Misclassify, StepAttack, signs
 from kerasdef.training.objectives import Batch, Madry, Objective, kl_divergence
 from kerasdef.training.schedules import Radius
+from kerasdef.training.trainer import Trainer, check_bounds, check_classifier
 
+_LOOK = 100  # batches between two looks at what the attack may be blind to: one more gradient each time
 _REPLICA = 0x3C6EF35F  # any odd number: seeds are hashed
 _TINY = 1e-12  # keeps a direction finite where all gradients are zero
 
@@ -30,30 +34,42 @@ class _Climb(Goal):
         return ops.zeros(ops.shape(logits)[:1], dtype="bool")
 
 
-class AdversarialTraining(keras.Model):
+@keras.saving.register_keras_serializable(package="kerasdef")
+class AdversarialTraining(Trainer):
     """A classifier that is trained on adversarial images made while it trains.
 
     It overrides `compute_loss` and nothing else of the training loop, so callbacks, `sample_weight`, `tf.data`, mixed
-    precision and `tf.distribute` work as for any Keras model. The classifier itself is trained in place: save, predict
-    with and export `model`.
+    precision and `tf.distribute` work as for any Keras model. The classifier itself is trained in place: predict with
+    and export `model`. A trainer that was saved, by `ModelCheckpoint` for example, is loaded by
+    `keras.saving.load_model` after `import kerasdef.training`, with its attack, its optimizer and its `model`.
+
+    What `fit` shows: `loss` is the objective, on adversarial images. The metrics of `compile`, such as `accuracy`, are
+    those of the clean images. `adversarial_accuracy` is the share of the adversarial images that the model labels
+    right while it trains. `val_loss` and the other names with `val_` are those of the clean images alone: for the
+    accuracy under attack on held-out images put `RobustValidation` into the callbacks.
 
     The attack sees the classifier in inference mode (BatchNorm and Dropout included) and in input space: preprocessing
-    layers inside the model are part of what is attacked.
+    layers inside the model are part of what is attacked. A model of uint8 images is attacked and trained behind the
+    cast to integers, which has no gradient. Every hundred batches the trainer looks whether the attack may be blind,
+    and `fit` warns if the gradients of many images are zero, if the model gives probabilities that cannot be looked
+    through, or if the trained model labels few of the clean images right.
 
     Args:
         model: A built classifier with one output of shape (n, classes): logits, or probabilities by a last softmax.
-        attack: A `StepAttack` such as `PGD` or `APGD`; all its steps are taken for every image. Several: one drawn for
-            every batch. It may be assigned anew between epochs.
+        attack: A `StepAttack` such as `PGD` or `APGD`; all its steps are taken for every image. A sequence of attacks
+            means that one of them is drawn for every batch. It may be assigned anew between epochs. Attacks that look
+            for the smallest change, such as `CarliniWagner`, are refused: their images end on the decision boundary.
         objective: An `Objective`; `Madry()` by default.
-        radius: A `Radius` that takes the place of the attack's eps while training goes on. None: the attack's.
-        awp: Size of adversarial weight perturbations relative to the weights, at least 0 (paper: 0.005 to 0.01): the
-            loss is taken where weights are moved to make it worse. Costs one more pass forward and back.
+        radius: A `Radius` that takes the place of the attack's eps while training goes on. None keeps the attack's.
+        awp: Size of adversarial weight perturbations relative to the weights, at least 0 (paper: 0.005 to 0.01). The
+            loss is taken where weights are moved to make it worse, which costs one more pass forward and back.
         source: Other classifiers of the same inputs, on which the attack is made instead; one is drawn for every batch
-            (ensemble adversarial training); `model` itself may be among them. None: the model itself.
-        seed: Of the attack's random starts.
+            (ensemble adversarial training); `model` itself may be among them. None attacks the model itself.
+        seed: Seed of the attack's random starts, an integer of at least 0.
 
     Raises:
-        ValueError: The model is not built, has another output, or the attack has no steps.
+        ValueError: The model is not a classifier of one label that is built, or takes tokens; the attack takes no
+            steps, looks for the smallest change, or has other bounds than the values that the model takes.
 
     References: Madry et al., 2018, https://arxiv.org/abs/1706.06083 (equation 2.1); for `source` Tramer et al., 2018,
     https://arxiv.org/abs/1705.07204; for `awp` Wu et al., 2020, https://arxiv.org/abs/2004.05884 (Algorithm 1).
@@ -72,7 +88,7 @@ class AdversarialTraining(keras.Model):
         *,
         radius: Radius | None = None,
         awp: float = 0.0,
-        source: tuple[keras.Model, ...] | None = None,
+        source: tuple[keras.Model | None, ...] | None = None,
         seed: int = 0,
         **kwargs,
     ):
@@ -80,8 +96,10 @@ class AdversarialTraining(keras.Model):
         self.objective = Madry() if objective is None else objective
         if not isinstance(self.objective, Objective):
             raise ValueError(f"`objective` must be an Objective. Received: objective={objective!r}")
+        check_classifier(model)
         self.model = model
-        self.view = models.logits_view(model)
+        twin = models.float_input(model)
+        self._inner = models.Untracked((twin, models.logits_view(twin)))
         self.to_logits = models.logits_of(model)
         self.attack = attack
         if radius is not None and not isinstance(radius, Radius):
@@ -90,7 +108,8 @@ class AdversarialTraining(keras.Model):
             raise ValueError(f"`radius` is for attacks that have an `eps`. Received: attack={attack!r}")
         self.radius = radius
         self.awp = checks.real("awp", awp, low=0.0)
-        self.source = models.Untracked(tuple(models.logits_view(m) for m in source or ()))
+        self._sources = models.Untracked(tuple(model if m is None else m for m in source or ()))
+        self.source = models.Untracked(tuple(models.logits_view(models.float_input(m)) for m in self._sources.models))
         for other in self.source.models:
             if other.input_shape != model.input_shape:
                 raise ValueError(
@@ -101,9 +120,21 @@ class AdversarialTraining(keras.Model):
                     f"`source` must be models of {self.view.output_shape[-1]} classes. "
                     f"Received: outputs of shape {other.output_shape}"
                 )
+        for view in (self.view, *self.source.models):
+            models.Victim.of(view)  # finds out whether it is random here, where variables have values
         self.batches = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="batches")
-        self.draws = keras.random.SeedGenerator(checks.non_negative_int("seed", seed))
+        # sums over the batches of an epoch that were looked at: images, gradients of zero, probabilities, right labels
+        self.looks = self.add_weight(shape=(4,), initializer="zeros", trainable=False, name="looks")
+        self.seed = checks.non_negative_int("seed", seed)
+        self.draws = keras.random.SeedGenerator(self.seed)
+        self.withstood = keras.metrics.Mean("adversarial_accuracy")
+        self._trains = False
         self.built = True
+
+    @property
+    def view(self) -> keras.Model:
+        """The classifier as the attack sees it: logits, from float images."""
+        return self._inner.models[1]
 
     @property
     def attack(self) -> StepAttack | tuple[StepAttack, ...]:
@@ -115,6 +146,13 @@ class AdversarialTraining(keras.Model):
         attacks = (attack,) if isinstance(attack, StepAttack) else tuple(attack) if _is_several(attack) else ()
         if not attacks or not all(isinstance(a, StepAttack) for a in attacks):
             raise ValueError(f"`attack` must be an attack that takes steps, such as PGD. Received: attack={attack!r}")
+        for a in attacks:
+            if a.kind == "minimal":
+                raise ValueError(
+                    "`attack` must look for the strongest image in a ball, such as PGD. "
+                    f"Received: {type(a).__name__}, which looks for the smallest change and ends on the boundary"
+                )
+            check_bounds("attack", a.bounds, self.model)
         self._attacks = attacks
         self._climbing = tuple(_for_training(a, self.objective) for a in attacks)
         if getattr(self, "train_function", None) is not None:
@@ -127,9 +165,15 @@ class AdversarialTraining(keras.Model):
         passes = (2 if self.objective.needs_clean else 1) * (2 if self.awp else 1)
         return sum(steps) / len(steps) + passes
 
-    def compile(self, *args, jit_compile=None, **kwargs):
-        """As `keras.Model.compile`; by default XLA is used on GPUs only, since it is slower on a CPU."""
-        super().compile(*args, jit_compile=backend.jit() if jit_compile is None else jit_compile, **kwargs)
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`; it also warns where the attack was blind."""
+        bound = inspect.signature(super().fit).bind(*args, **kwargs)
+        given = bound.arguments.get("callbacks") or []
+        if isinstance(given, keras.callbacks.CallbackList):
+            given.append(_Looks())
+        else:
+            bound.arguments["callbacks"] = [*(given if isinstance(given, list | tuple) else [given]), _Looks()]
+        return super().fit(*bound.args, **bound.kwargs)
 
     def call(self, x, training=None):
         """Outputs of the classifier; in training mode only where the objective uses these very outputs."""
@@ -137,9 +181,11 @@ class AdversarialTraining(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The objective in training; the compiled loss of the clean images in evaluation."""
+        self._trains = bool(training)
         if not training:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         labels = self._labels(y)
+        self._look(x, labels)
         x_adv = self.perturb(x, labels)
         self.batches.assign_add(1)
         if not self.awp:
@@ -148,9 +194,40 @@ class AdversarialTraining(keras.Model):
             y_pred = self.model(x, training=self.objective.needs_clean)
             return self._objective(x_adv, y, labels, y_pred, sample_weight)
 
-    def _objective(self, x_adv, y, labels, y_pred, sample_weight):
+    def get_metrics_result(self):
+        """As `keras.Model.get_metrics_result`; nothing is attacked in evaluation, which shows no number of it."""
+        found = super().get_metrics_result()
+        if not self._trains:
+            found.pop(self.withstood.name, None)
+        return found
+
+    def _look(self, x, labels):
+        """Look at the first batch of an epoch, and at every hundredth, for what the attack may be blind to."""
+        x = ops.cast(x, "float32")
+
+        def call(images):
+            return models.Victim.of(self.view).logits(images)
+
+        def look():
+            with backend.constant(self.view):
+                logits, reached, zero = signs.look_at(
+                    lambda z: backend.evaluate(self.view, z), x, labels, Misclassify()
+                )
+            zero = ops.logical_and(zero, ops.logical_not(reached))
+            sums = ops.abs(ops.sum(logits, axis=-1) - 1.0) < 1e-4
+            likely = ops.logical_and(sums, ops.all(logits >= 0, axis=-1))
+            found = [ops.ones_like(zero), zero, likely, ops.logical_not(reached)]
+            return ops.stack([ops.sum(ops.cast(v, "float32")) for v in found])
+
+        due = ops.logical_or(self.looks[0] == 0, self.batches % _LOOK == 0)
+        self.looks.assign_add(ops.cond(due, look, lambda: ops.zeros((4,), dtype="float32")))
+
+    def _objective(self, x_adv, y, labels, y_pred, sample_weight, count=True):
         """The objective of a batch; `y_pred` are the outputs on the clean images."""
-        outputs = {"clean": y_pred, "adversarial": self.model(x_adv, training=True)}
+        outputs = {"clean": y_pred, "adversarial": self._inner.models[0](x_adv, training=True)}
+        adversarial = self.to_logits(outputs["adversarial"])
+        if count:
+            self.withstood.update_state(ops.cast(self.objective.right(adversarial, labels), "float32"))
 
         def task(name, other=None):
             target = y if other is None else self._like(y, other)
@@ -165,7 +242,7 @@ class AdversarialTraining(keras.Model):
             Batch(
                 y=labels,
                 clean=self.to_logits(y_pred) if self.objective.needs_clean else None,
-                adversarial=self.to_logits(outputs["adversarial"]),
+                adversarial=adversarial,
                 task=task,
                 mean=mean,
                 penalty=sum(self.losses) / backend.replicas() if self.losses else 0.0,
@@ -177,12 +254,13 @@ class AdversarialTraining(keras.Model):
         """Kernels moved up the gradient of the objective by `awp` times their norm; what else changes stays so."""
         kernels = [v for v in self.model.trainable_variables if len(v.shape) > 1]
         moving = {id(v) for v in kernels}
-        others = [(v, v.value) for v in self.model.variables if id(v) not in moving]  # a scope must know them all
+        known = (*self.model.variables, *self.withstood.variables)  # a scope must know them all
+        others = [(v, v.value) for v in known if id(v) not in moving]
 
         def value(tensors):
             with keras.StatelessScope(state_mapping=[*others, *zip(kernels, tensors, strict=True)]):
                 y_pred = self.model(x, training=self.objective.needs_clean)
-                return self._objective(x_adv, y, labels, y_pred, sample_weight)
+                return self._objective(x_adv, y, labels, y_pred, sample_weight, count=False)
 
         now = [v.value for v in kernels]
         _, grads = backend.value_and_grad(value)([ops.stop_gradient(v) for v in now])
@@ -190,10 +268,10 @@ class AdversarialTraining(keras.Model):
         for kernel, grad in zip(now, grads, strict=True):
             size = ops.norm(ops.reshape(kernel, (-1,))) / (ops.norm(ops.reshape(grad, (-1,))) + _TINY)
             moved.append(kernel + ops.stop_gradient(self.awp * size * grad))
-        rest = self.model.non_trainable_variables
+        rest = [*self.model.non_trainable_variables, *self.withstood.variables]
         with keras.StatelessScope(state_mapping=[*others, *zip(kernels, moved, strict=True)]) as scope:
             yield
-        for variable in rest:  # statistics of BatchNorm, seeds of Dropout
+        for variable in rest:  # statistics of BatchNorm, seeds of Dropout, the metric
             found = scope.get_current_value(variable)
             if found is not None:
                 variable.assign(found)
@@ -225,8 +303,25 @@ class AdversarialTraining(keras.Model):
             numbers = {"eps": ops.broadcast_to(self.radius.at(self.batches), ops.shape(y)[:1])}
         with backend.constant(view):
             if self.objective.climbs == "clean":
-                y = ops.stop_gradient(backend.evaluate(view, x, -1))
+                y = ops.stop_gradient(models.Victim.of(view).logits(x))
             return attack.perturb(view, ops.cast(x, "float32"), y, seeds, numbers)
+
+    def settings(self) -> dict:
+        """Arguments that make this trainer again, by name; its own model among the sources is named by None."""
+        own = tuple(None if m is self.model else m for m in self._sources.models)
+        return {
+            "model": self.model,
+            "attack": self.attack,
+            "objective": self.objective,
+            "radius": self.radius,
+            "awp": self.awp,
+            "source": own or None,
+            "seed": self.seed,
+        }
+
+    def beside(self) -> list:
+        """What is saved beside the weights: the random starts, and the sources' weights, which are not trained here."""
+        return [self.draws.state, *(v for m in self._sources.models if m is not self.model for v in m.weights)]
 
     def _labels(self, y):
         """Class indices of shape (n,) from those, from a column of them, or from one-hot rows."""
@@ -239,6 +334,37 @@ class AdversarialTraining(keras.Model):
         if len(y.shape) == 2 and y.shape[-1] > 1:
             return ops.one_hot(labels, y.shape[-1], dtype=y.dtype)
         return ops.cast(ops.reshape(labels, ops.shape(y)), y.dtype)
+
+
+class _Looks(keras.callbacks.Callback):
+    """Warns at the end of an epoch of what `AdversarialTraining` saw when it looked."""
+
+    def __init__(self):
+        super().__init__()
+        self.said: set[str] = set()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Begin to count anew."""
+        self.model.looks.assign(np.zeros(4, "float32"))
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Tell of gradients of zero and of probabilities that are taken for logits, each once."""
+        n, zero, likely, right = self._counts()
+        found = signs.zero_gradients(zero / right) if right else {}
+        self._say(found | ({"softmax_output": signs.SOFTMAX} if n and likely == n else {}))
+
+    def on_train_end(self, logs=None):
+        """Tell of a model that has not learned its data."""
+        n, _, _, right = self._counts()
+        self._say(signs.low_accuracy(right / n, 1 / self.model.view.output_shape[-1], int(n)) if n else {})
+
+    def _counts(self) -> list[float]:
+        return ops.convert_to_numpy(self.model.looks).tolist()
+
+    def _say(self, found: dict[str, str]) -> None:
+        for name in found.keys() - self.said:
+            self.said.add(name)
+            signs.warn(found[name])
 
 
 def _is_several(attack) -> bool:

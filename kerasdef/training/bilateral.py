@@ -30,7 +30,7 @@ def adversarial_labels(logits, y, eps_y: float | None = 0.5, gamma: float = 0.01
     proportion to v_k - v_MC + gamma, where v_MC is the smallest rate of a wrong class, the most confusing one.
 
     Args:
-        logits: Of the clean images, shape (n, classes).
+        logits: Logits of the clean images, of shape (n, classes).
         y: Class indices of shape (n,).
         eps_y: What the true class loses, in [0, 1]. None: for each sample as much as leaves it `ratio` times the
             largest other share (authors' code).

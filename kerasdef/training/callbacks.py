@@ -9,14 +9,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerasdef import checks
-from kerasdef.attacks import PGD, Attack, StepAttack
-from kerasdef.training.adversarial import AdversarialTraining
-from kerasdef.training.augmentation import Mixture
-from kerasdef.training.distillation import Distillation
-from kerasdef.training.free import FreeTraining
+from kerasdef import checks, models
+from kerasdef.attacks import PGD, Attack, StepAttack, signs
+from kerasdef.datasets.batches import Mixture
 from kerasdef.training.schedules import Stage, attack_of
 from kerasdef.training.state import read_state, training_variables, write_state
+from kerasdef.training.trainer import Trainer
 
 ROBUST = "val_robust_accuracy"
 SINGLE = "val_single_step_accuracy"
@@ -24,7 +22,7 @@ SINGLE = "val_single_step_accuracy"
 
 def _classifier(trainer: keras.Model) -> keras.Model:
     """The classifier inside a trainer, or the model itself."""
-    return trainer.model if isinstance(trainer, AdversarialTraining | FreeTraining | Distillation) else trainer
+    return trainer.model if isinstance(trainer, Trainer) else trainer
 
 
 def _state(callback: keras.callbacks.Callback) -> dict:
@@ -61,7 +59,11 @@ class RobustValidation(keras.callbacks.Callback):
         attack: A cheap attack, such as `PGD(eps=0.3, steps=10)`.
         single: An attack of one step, whose accuracy is logged as `val_single_step_accuracy`, for `OverfittingGuard`.
         batch_size: Images that are attacked at a time.
-        seed: Of the attack: every epoch meets the same random starts.
+        seed: Seed of the attack, an integer of at least 0: every epoch meets the same random starts.
+
+    It warns, once each, if the attack may be blind: if the gradients of many images are zero, if the model gives
+    probabilities that cannot be looked through, or if the model at the end of training labels few of the clean images
+    right.
     """
 
     def __init__(
@@ -81,22 +83,39 @@ class RobustValidation(keras.callbacks.Callback):
         self.x = checks.images("x", x, limits=attack.bounds)
         self.y = checks.labels("y", y, n=len(self.x))
         self.attacks = {ROBUST: attack} | ({} if single is None else {SINGLE: single})
-        self.batch_size, self.seed = checks.positive_int("batch_size", batch_size), seed
+        self.batch_size = checks.positive_int("batch_size", batch_size)
+        self.seed = checks.non_negative_int("seed", seed)
+        self.spots: dict[str, str] = {}
+        self.said: set[str] = set()
 
     def on_epoch_end(self, epoch, logs=None):
         """Attack, and add the numbers to the logs."""
+        attack = self.attacks[ROBUST]
+        victim = models.Victim.of(_classifier(self.model), shape=self.x.shape[1:]).facing(attack.bounds)
+        self.spots = signs.blind_spots(victim, self.x, self.y, attack.goal)
+        self._say(self.spots.keys() - {"low_accuracy"})  # while training goes on the accuracy is expected to grow
         options = {"batch_size": self.batch_size, "seed": self.seed, "progress": False}
         for name, attack in self.attacks.items():
             found = attack.run(_classifier(self.model), self.x, self.y, **options)
             logs[name] = float(1 - np.mean(found.success))
+
+    def on_train_end(self, logs=None):
+        """Tell of a model that has not learned its data."""
+        self._say(self.spots.keys() & {"low_accuracy"})
+
+    def _say(self, names) -> None:
+        for name in names - self.said:
+            self.said.add(name)
+            signs.warn(self.spots[name])
 
 
 class OverfittingGuard(keras.callbacks.Callback):
     """Watches single-step adversarial training for overfitting to its one step, and takes more steps from then on.
 
     Two signs are known. Robust accuracy may fall within an epoch from its height to almost nothing, while training
-    looks better and better ("catastrophic overfitting"): the weights and the optimizer go back to the end of the last
-    good epoch. Or the accuracy under one step runs away from that under several: training goes on from where it is.
+    looks better and better ("catastrophic overfitting"): the weights and the optimizer's averages go back to the end of
+    the last good epoch. The batches go on being counted, so the learning rate and the `Radius` end where training
+    ends. Or the accuracy under one step runs away from that under several: training goes on from where it is.
     Needs `RobustValidation` before it, for the second sign with `single`.
 
     Args:
@@ -135,14 +154,22 @@ class OverfittingGuard(keras.callbacks.Callback):
         found = logs[ROBUST]
         if self.good is not None and found < self.best - self.drop:
             self.collapses.append(epoch)
+            going_on = self._clocks()
             for variable, value in zip(training_variables(self.model), self.good, strict=True):
-                variable.assign(value)
+                if id(variable) not in going_on:
+                    variable.assign(value)
             self._raise(epoch)
             return
         self.best = max(self.best, found)
         self.good = [keras.ops.convert_to_numpy(v) for v in training_variables(self.model)]
         if epoch >= self.start and logs.get(SINGLE, found) - found > self.gap:
             self._raise(epoch)
+
+    def _clocks(self) -> set[int]:
+        """What counts the batches: schedules go on from where they are, so that they end where training ends."""
+        optimizer = self.model.optimizer
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        return {id(v) for v in (optimizer.iterations, inner.iterations, self.model.batches)}
 
     def _raise(self, epoch: int) -> None:
         steps = self.model.attack.steps

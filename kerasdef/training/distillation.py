@@ -6,14 +6,16 @@ import keras
 from keras import ops
 
 from kerasdef import backend, checks, models
+from kerasdef.training.trainer import Trainer, check_classifier
 
 
-class Distillation(keras.Model):
+@keras.saving.register_keras_serializable(package="kerasdef")
+class Distillation(Trainer):
     """Trains a classifier at a temperature, from labels or from the probabilities of a teacher.
 
     The classifier itself stays as it is: used without a temperature, its logits are far apart, which hides gradients
-    from attacks that go through a softmax. It is no robustness: attacks on the logits break it (Carlini and Wagner,
-    2017), and the reports here show so.
+    from attacks that go through a softmax. This is no robustness: attacks on the logits break it (Carlini and Wagner,
+    2017), as the reports of kerasdef show.
 
     Args:
         model: A built classifier that gives logits of shape (n, classes); trained in place.
@@ -26,16 +28,22 @@ class Distillation(keras.Model):
 
     def __init__(self, model: keras.Model, temperature: float = 20.0, teacher: keras.Model | None = None, **kwargs):
         super().__init__(**kwargs)
+        check_classifier(model)
         if models.logits_view(model) is not model:
             raise ValueError(f"`model` must give logits, without a last softmax. Received: model={model.name!r}")
         self.model = model
         self.temperature = checks.real("temperature", temperature, low=0.0, open_low=True)
+        self._teacher = models.Untracked((teacher,))
         self.teacher = models.Untracked(() if teacher is None else (models.logits_view(teacher),))
         self.built = True
 
-    def compile(self, *args, jit_compile=None, **kwargs):
-        """As `keras.Model.compile`; by default XLA is used on GPUs only, since it is slower on a CPU."""
-        super().compile(*args, jit_compile=backend.jit() if jit_compile is None else jit_compile, **kwargs)
+    def settings(self) -> dict:
+        """Arguments that make this trainer again, by name."""
+        return {"model": self.model, "temperature": self.temperature, "teacher": self._teacher.models[0]}
+
+    def beside(self) -> list:
+        """What is saved beside the weights: those of the teacher, which is not trained here."""
+        return [] if self._teacher.models[0] is None else self._teacher.models[0].weights
 
     def call(self, x, training=None):
         """Logits of the classifier, without the temperature."""

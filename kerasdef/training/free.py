@@ -5,10 +5,12 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from kerasdef import backend, checks, models
+from kerasdef import checks, models
+from kerasdef.training.trainer import Trainer, check_bounds, check_classifier
 
 
-class FreeTraining(keras.Model):
+@keras.saving.register_keras_serializable(package="kerasdef")
+class FreeTraining(Trainer):
     """A classifier that is trained on perturbed images whose perturbation grows with the gradients of its training.
 
     A step costs what a step of plain training costs: the backward pass that moves the weights also gives the gradient
@@ -46,7 +48,7 @@ class FreeTraining(keras.Model):
         **kwargs,
     ):
         super().__init__(**{"dtype": "float32"} | kwargs)  # the perturbation is too small for half precision
-        models.logits_view(model)
+        check_classifier(model)
         shape = tuple(model.input_shape[1:])
         if None in shape:
             raise ValueError(f"`model` must take inputs of a fixed size. Received: input_shape={model.input_shape}")
@@ -56,6 +58,8 @@ class FreeTraining(keras.Model):
         if step_size is not None:
             self.step_size = checks.real("step_size", step_size, low=0.0, open_low=True)
         self.bounds = checks.bounds(bounds)
+        check_bounds("bounds", self.bounds, model)
+        self._inner = models.Untracked((models.float_input(model),))
         self.batch_size = checks.positive_int("batch_size", batch_size)
         # optimizers put the gradient of such a variable in its place instead of taking a step
         self.delta = self.add_weight(
@@ -63,16 +67,25 @@ class FreeTraining(keras.Model):
         )
         self.built = True
 
-    def compile(self, optimizer="rmsprop", *args, jit_compile=None, **kwargs):
-        """As `keras.Model.compile`; by default XLA is used on GPUs only, since it is slower on a CPU."""
-        super().compile(optimizer, *args, jit_compile=backend.jit() if jit_compile is None else jit_compile, **kwargs)
+    def compile(self, optimizer="rmsprop", *args, **kwargs):
+        """As `keras.Model.compile`; by default XLA is used on GPUs only, since it is slower on a CPU.
+
+        Raises:
+            ValueError: The optimizer sums up gradients of several batches or averages weights.
+        """
+        super().compile(optimizer, *args, **kwargs)
         for name in ("gradient_accumulation_steps", "use_ema"):  # Keras would sum up or average the perturbation
             if getattr(self.optimizer, name, None):
                 raise ValueError(f"`optimizer` must not have `{name}`. Received: {getattr(self.optimizer, name)}")
 
     def call(self, x, training=None):
         """Outputs of the classifier; in training mode those of the perturbed images."""
-        return self.model(self.perturb(x) if training else x, training=training)
+        return self._inner.models[0](self.perturb(x), training=True) if training else self.model(x, training=False)
+
+    def settings(self) -> dict:
+        """Arguments that make this trainer again, by name."""
+        names = ("model", "eps", "batch_size", "step_size", "bounds")
+        return {name: getattr(self, name) for name in names}
 
     def perturb(self, x):
         """Images with the perturbation of their places; the gradient that flows to `delta` is its next value.

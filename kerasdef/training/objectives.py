@@ -48,8 +48,8 @@ class Objective(ABC):
     Attributes:
         needs_clean: Whether the clean images go through the model in training mode. Otherwise they only feed the
             metrics, in inference mode, and do not move BatchNorm.
-        climbs: "label": the attack climbs its own loss at the true label. "clean": it climbs the KL divergence from
-            the model's outputs on the clean images, and no label is used.
+        climbs: What the attack maximizes. "label" is its own loss at the true label. "clean" is the KL divergence from
+            the model's outputs on the clean images; the attack then gets these logits in the place of the labels.
     """
 
     needs_clean: ClassVar[bool] = True
@@ -58,6 +58,10 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, batch: Batch):
         """Return the loss of a batch: a scalar."""
+
+    def right(self, logits, y):
+        """Booleans of shape (n,): the adversarial images whose label is the one that is trained for."""
+        return ops.cast(ops.argmax(logits, axis=-1), "int32") == y
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Mixed(Objective):
     """A weighted sum of the losses of the clean and the adversarial images.
 
     Args:
-        weight: Of the clean images, in [0, 1].
+        weight: Weight of the loss of the clean images, in [0, 1]; the rest is that of the adversarial ones.
 
     References: Goodfellow et al., 2015, https://arxiv.org/abs/1412.6572 (section 6, with weight 0.5).
     """
@@ -120,7 +124,7 @@ class Mart(Objective):
     """Boosted cross-entropy of the adversarial images, and a divergence that counts where the model is unsure.
 
     Args:
-        weight: Of the divergence, at least 0 (paper: lambda = 5).
+        weight: Weight of the divergence, at least 0 (paper: lambda = 5).
 
     References: Wang et al., 2020, https://openreview.net/forum?id=rklOg6EFwS (equation 11).
     """
@@ -148,7 +152,7 @@ class Pairing(Objective):
     Its published robustness did not hold against more steps; it is here to be compared with.
 
     Args:
-        weight: Of the mean squared distance, at least 0 (paper: 0.5).
+        weight: Weight of the mean squared distance, at least 0 (paper: 0.5).
 
     References: Kannan et al., 2018, https://arxiv.org/abs/1803.06373 (equation 2); Engstrom et al., 2018,
     https://arxiv.org/abs/1807.10272.
@@ -171,7 +175,7 @@ class Reject(Objective):
 
     Args:
         label: Index of that class.
-        weight: Of the clean images, in [0, 1].
+        weight: Weight of the loss of the clean images, in [0, 1]; the rest is that of the adversarial ones.
     """
 
     label: int
@@ -188,3 +192,8 @@ class Reject(Objective):
             raise ValueError(f"`label` must be an output of the model, below {outputs}. Received: label={self.label}")
         rejected = batch.task("adversarial", ops.full_like(batch.y, self.label))
         return self.weight * batch.task("clean") + (1.0 - self.weight) * rejected
+
+    def right(self, logits, y):
+        """Booleans of shape (n,): the adversarial images that are rejected or keep their class."""
+        label = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        return ops.logical_or(label == y, label == self.label)

@@ -17,7 +17,7 @@ class Shares(keras.utils.PyDataset):
 
     Args:
         parts: Pairs (x, y) of arrays of shapes (n, ...) and (n,), one for each kind, all of one n.
-        weights: Of each kind in the loss: the mean of a batch is the sum of weight times the mean of its kind.
+        weights: Weight of each kind: the loss of a batch is the sum over the kinds of weight times mean loss.
         batch_size: Samples in a batch, a multiple of the number of kinds.
         classes: Number of classes.
         seed: Each kind has an order of its own that comes from it.

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kerasdef import checks
+from kerasdef import checks, norms
 from kerasdef import random as draws
 from kerasdef.attacks.queries import QueryAttack, pieces
 
@@ -41,6 +41,7 @@ class ZOO(QueryAttack):
     shuffled instead of drawn, so that all have their turn.
     """
 
+    norm: ClassVar[norms.Norm] = norms.L2()
     kind: ClassVar[str] = "minimal"
 
     confidence: float = 0.0

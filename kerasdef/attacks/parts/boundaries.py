@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from kerasdef import backend, losses, norms
+from kerasdef import random as draws
 from kerasdef.goals import Goal, Hit
 from kerasdef.norms import L1, L2, Linf, Norm
 
@@ -50,7 +51,7 @@ def gaps(goal: Goal, logits, y, classes):
     return ops.take_along_axis(seen, classes, axis=1) - ops.expand_dims(losses.pick(seen, y), 1)
 
 
-def linearize(attack, model, y, classes, z, moves):
+def linearize(attack, model, y, classes, z, state):
     """Gaps to classes at z, their gradients, and the logits, averaged over the attack's `samples` draws.
 
     Args:
@@ -59,17 +60,17 @@ def linearize(attack, model, y, classes, z, moves):
         y: Labels of shape (n,).
         classes: Integers of shape (n, c).
         z: Tensor of shape (n, ...).
-        moves: The state's "moves": every step and draw has noise of its own.
+        state: The state: its "seed" and "moves" give every sample, step and draw noise of its own.
 
     Returns:
         `(gaps, slopes, logits)` of shapes (n, c), (n, c, ...) and (n, classes).
     """
     total = None
     for i in range(attack.samples):
-        salt = ops.sum(moves) * attack.samples + i
+        draw = draws.fold(state["seed"], state["moves"] * attack.samples + i) if model.random else None
 
-        def fn(v, salt=salt):
-            logits = backend.evaluate(model, v, salt)
+        def fn(v, draw=draw):
+            logits = model.logits(v, draw)
             return gaps(attack.goal, logits, y, classes), logits
 
         values, logits, slopes = backend.jacobian(fn)(z)

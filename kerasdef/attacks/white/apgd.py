@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from keras import ops
 
-from kerasdef import backend, checks, losses, norms
+from kerasdef import checks, losses, norms
 from kerasdef import random as draws
-from kerasdef.attacks.engine import StepAttack, select
+from kerasdef.attacks.engine import StepAttack, logits_at, select
 from kerasdef.goals import Hit
 from kerasdef.norms import L1, Linf, Norm
 
@@ -325,10 +325,9 @@ class APGD(StepAttack):
 
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
-        eps, seeds = parameters["eps"], ops.cast(seeds, "uint32")
+        eps = parameters["eps"]
         false = ops.zeros_like(eps, dtype="bool")
         state = {
-            "seed": seeds,
             "eps": eps,
             "now": self._rule.start(x, seeds, eps * self._table()[0, 3]),
             "best": x,  # highest loss of the phase, with its gradient and value
@@ -340,7 +339,7 @@ class APGD(StepAttack):
             "done": false,
         }
         if self.loss == TARGETED:
-            seen = self.goal.merged(backend.evaluate(model, x), y)
+            seen = self.goal.merged(logits_at(model, x, seeds, 0), y)
             far = losses.FAR * ops.one_hot(ops.cast(y, "int32"), seen.shape[-1], dtype=seen.dtype)
             order = ops.top_k(seen - 2.0 * far, min(self.targets, self._rivals(seen.shape[-1])))[1]
             state["targets"] = ops.cast(order, "int32")
@@ -380,7 +379,7 @@ class APGD(StepAttack):
         following = ops.take(ops.convert_to_tensor(np.roll(table[:, 3], -1)), moves % len(table))
 
         value, (logits,), grad = self.gradient(
-            model, lambda call, z: self._evaluate(call, y, z, state, run), now, moves
+            model, lambda call, z: self._evaluate(call, y, z, state, run), now, state
         )
         counts = ops.logical_and(factor == 1.0, moves < self._over(state))  # the last chunk runs past the end
         state = state | self._remember(state, value, logits, y, counts)
@@ -412,4 +411,5 @@ class APGD(StepAttack):
     def judge(self, model, x, y, state: dict) -> dict:
         """Done are samples out of runs and, with `early_stop`, those that succeeded."""
         done = state["moves"] >= self._over(state)
-        return state | {"done": ops.logical_or(done, state["reached"]) if self.early_stop else done}
+        leaves = self.early_stop and not model.random  # one lucky draw is no reason to leave
+        return state | {"done": ops.logical_or(done, state["reached"]) if leaves else done}

@@ -38,6 +38,7 @@ class CarliniWagner(StepAttack):
     References: Carlini and Wagner, 2017, https://arxiv.org/abs/1608.04644 (section V.B and VI.A).
     """
 
+    norm: ClassVar[norms.Norm] = norms.L2()
     kind: ClassVar[str] = "minimal"
 
     confidence: float = 0.0
@@ -97,7 +98,7 @@ class CarliniWagner(StepAttack):
             reached = self.goal.reached(logits, y)
             return size + c * hinge(reached, gain, self.confidence), (z, size, gain, ops.cast(reached, gain.dtype))
 
-        value, (z, size, gain, reached), grad = self.gradient(model, objective, state["w"], state["moves"])
+        value, (z, size, gain, reached), grad = self.gradient(model, objective, state["w"], state)
         hit = hits(reached, gain, self.confidence)
         better = ops.logical_and(hit, size < state["size"])
         found = ops.logical_or(state["found"], hit)

@@ -43,6 +43,7 @@ class CarliniWagnerLinf(StepAttack):
     References: Carlini and Wagner, 2017, https://arxiv.org/abs/1608.04644 (section VI.C).
     """
 
+    norm: ClassVar[norms.Norm] = norms.Linf()
     kind: ClassVar[str] = "minimal"
 
     confidence: float = 0.0
@@ -107,7 +108,7 @@ class CarliniWagnerLinf(StepAttack):
             value = c * hinge(reached, gain, self.confidence) + beyond
             return value, (z, ops.max(change, axis=1), gain, ops.cast(reached, gain.dtype))
 
-        value, (z, size, gain, reached), grad = self.gradient(model, objective, state["w"], state["moves"])
+        value, (z, size, gain, reached), grad = self.gradient(model, objective, state["w"], state)
         hit = hits(reached, gain, self.confidence)
         better = ops.logical_and(hit, size < state["size"])
         smallest = ops.where(better, size, state["size"])

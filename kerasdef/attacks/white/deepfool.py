@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from keras import ops
 
-from kerasdef import backend, checks
-from kerasdef.attacks.engine import StepAttack, select
+from kerasdef import checks
+from kerasdef.attacks.engine import StepAttack, logits_at, select
 from kerasdef.attacks.parts import boundaries
 from kerasdef.norms import L2, Linf, Norm, per_sample
 
@@ -65,7 +65,7 @@ class DeepFool(StepAttack):
 
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
-        logits = backend.evaluate(model, x)
+        logits = logits_at(model, x, seeds, 0)
         k = logits.shape[-1]
         count = max(1, min((self.candidates or k) - 1, k - self.goal.unwanted))
         return {
@@ -78,12 +78,12 @@ class DeepFool(StepAttack):
     def step(self, model, x, y, state: dict) -> dict:
         """Go to the nearest boundary, and judge the point a little further."""
         now = x + state["way"]
-        values, slopes, _ = boundaries.linearize(self, model, y, state["classes"], now, state["moves"])
+        values, slopes, _ = boundaries.linearize(self, model, y, state["classes"], now, state)
         gap, slope = boundaries.nearest(self.norm, values, slopes)
         length = -gap / boundaries.dual_size(self.norm, slope)  # back where the boundary is behind
         way = ops.clip(now + per_sample(length, x) * self.norm.steepest(slope), *self.bounds) - x
         moved = ops.clip(x + (1.0 + self.overshoot) * way, *self.bounds)
-        logits = backend.evaluate(model, moved, -1 - ops.sum(state["moves"]))
+        logits = logits_at(model, moved, state["seed"], state["moves"])
         reached = ops.logical_and(boundaries.crossed(self.goal, logits, y), ops.logical_not(state["done"]))
         over = ops.logical_or(reached, state["moves"] + 1 >= self.steps)
         return state | {

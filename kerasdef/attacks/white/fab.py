@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from keras import ops
 
-from kerasdef import backend, checks, losses, norms
-from kerasdef.attacks.engine import StepAttack, select
+from kerasdef import checks, losses, norms
+from kerasdef.attacks.engine import StepAttack, logits_at, select
 from kerasdef.attacks.parts import boundaries
 from kerasdef.attacks.parts.box_projections import project
 from kerasdef.goals import Hit
@@ -108,13 +108,12 @@ class FAB(StepAttack):
 
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
-        logits = backend.evaluate(model, x)
+        logits = logits_at(model, x, seeds, 0)
         others = max(1, logits.shape[-1] - self.goal.unwanted)
         low, high = self.bounds
         zero = ops.cast(ops.zeros_like(y), logits.dtype)
         state = {
             "classes": boundaries.rivals(self.goal, logits, y, min(self.targets or others, others)),
-            "seed": ops.cast(seeds, "uint32"),
             "now": x,
             "limit": parameters.get("eps", self.norm.size(ops.maximum(x - low, high - x))),
             "size": zero + np.inf,
@@ -141,7 +140,7 @@ class FAB(StepAttack):
     def step(self, model, x, y, state: dict) -> dict:
         """Project and judge the point moved to; at the end of a run begin the next, or the final search."""
         now, runs = state["now"], self._runs(state["classes"].shape[1])
-        values, slopes, _ = boundaries.linearize(self, model, y, self._facing(state), now, state["moves"])
+        values, slopes, _ = boundaries.linearize(self, model, y, self._facing(state), now, state)
         moved = self._move(x, now, *boundaries.nearest(self.norm, values, slopes))
         searching = state["run"] >= runs
         if self.eps is None:
@@ -149,7 +148,7 @@ class FAB(StepAttack):
             moved = select(searching, x + per_sample(share, x) * (state["adv"] - x), moved)
         moved = ops.clip(moved, *self.bounds)
 
-        logits = backend.evaluate(model, moved, -1 - ops.sum(state["moves"]))
+        logits = logits_at(model, moved, state["seed"], state["moves"])
         reached = boundaries.crossed(self.goal, logits, y)
         way = moved - x
         size = self.norm.size(way)

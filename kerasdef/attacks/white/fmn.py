@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from keras import ops
 
-from kerasdef import backend, checks, losses
-from kerasdef.attacks.engine import StepAttack, select
+from kerasdef import checks, losses
+from kerasdef.attacks.engine import StepAttack, logits_at, select
 from kerasdef.attacks.parts import boundaries
 from kerasdef.norms import L2, Linf, Norm, per_sample
 
@@ -99,7 +99,7 @@ class FMN(StepAttack):
             return self.goal.value(losses.margin, logits, y), (logits,)
 
         now = state["now"]
-        value, (logits,), grad = self.gradient(model, objective, now, state["moves"])
+        value, (logits,), grad = self.gradient(model, objective, now, state)
         reached, size, kept = self._remember(x, y, state, logits)
 
         time = ops.cast(state["moves"], "float32") / self.steps
@@ -119,5 +119,5 @@ class FMN(StepAttack):
 
     def judge(self, model, x, y, state: dict) -> dict:
         """Look at the newest point."""
-        _, _, kept = self._remember(x, y, state, backend.evaluate(model, state["now"], -1))
+        _, _, kept = self._remember(x, y, state, logits_at(model, state["now"], state["seed"], state["moves"]))
         return state | kept | {"done": state["moves"] >= self.steps}

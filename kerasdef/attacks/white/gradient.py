@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from keras import ops
 
-from kerasdef import backend, checks, losses, norms
-from kerasdef.attacks.engine import StepAttack, select
+from kerasdef import checks, losses, norms
+from kerasdef.attacks.engine import StepAttack, logits_at, select
 from kerasdef.attacks.parts.directions import Direction, Momentum, Nesterov, Plain
 from kerasdef.norms import Linf, Norm
 
-_UNUSED = np.uint32(2**32 - 1)  # a draw of the model's noise that no step has
 _LOOK = 10  # steps between two looks at who is done: one forward pass each
 
 
@@ -121,10 +120,10 @@ class GradientAttack(StepAttack):
         memory = {k: state[k] for k in self.direction.init(x)}
         length = eps * (self.relative_step / self.steps) if self.step_size is None else self.step_size + 0.0 * eps
         point = self.direction.look_ahead(now, memory, length)
-        value, (logits,), grad = self.gradient(model, lambda call, z: self._evaluate(call, y, z), point, state["moves"])
+        value, (logits,), grad = self.gradient(model, lambda call, z: self._evaluate(call, y, z), point, state)
         if self.best:
             if point is not now:  # the best point is one of those that the attack may return
-                value, (logits,) = self._evaluate(lambda z: backend.evaluate(model, z, ops.sum(state["moves"])), y, now)
+                value, (logits,) = self._evaluate(lambda z: logits_at(model, z, state["seed"], state["moves"]), y, now)
             state = self._remember(state, value, logits, y)
         move, memory = self.direction.update(grad, memory)
         moved = ops.clip(now + norms.per_sample(length, x) * self.norm.steepest(move), *self.bounds)
@@ -138,13 +137,14 @@ class GradientAttack(StepAttack):
         finished = state["moves"] >= self.steps
         if not self.best:
             state = state | {"adv": state["now"]}
-            if not self.early_stop:
+            if not self.early_stop or model.random:  # one lucky draw is no reason to leave
                 return state | {"done": finished}
-            reached = self.goal.reached(backend.evaluate(model, state["now"]), y)
+            reached = self.goal.reached(logits_at(model, state["now"], state["seed"], state["moves"]), y)
             return state | {"done": ops.logical_or(finished, reached)}
-        value, (logits,) = self._evaluate(lambda z: backend.evaluate(model, z, _UNUSED), y, state["now"])
+        value, (logits,) = self._evaluate(lambda z: logits_at(model, z, state["seed"], state["moves"]), y, state["now"])
         state = self._remember(state, value, logits, y)
-        done = ops.logical_or(finished, state["reached"]) if self.early_stop else finished
+        leaves = self.early_stop and not model.random
+        done = ops.logical_or(finished, state["reached"]) if leaves else finished
         return state | {"done": done}
 
 

@@ -6,14 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-import keras
 import numpy as np
 
 from kerasdef import checks
 from kerasdef.attacks.base import Attack
-from kerasdef.attacks.queries import predict
 from kerasdef.attacks.white.gradient import GradientAttack
 from kerasdef.goals import Goal, Hit
+from kerasdef.threat import ThreatModel
 
 _STRATEGIES = ("second_best", "least_likely", "random")
 
@@ -48,6 +47,11 @@ class Wrapper(Attack):
         """Whether the inner attack fills a ball ("budget") or looks for the smallest change ("minimal")."""
         return self.attack.kind
 
+    @property
+    def threat(self) -> ThreatModel:
+        """Threat model of the inner attack."""
+        return self.attack.threat
+
     def with_goal(self, goal: Goal) -> Attack:
         """This attack with another goal."""
         return dataclasses.replace(self, attack=self.attack.with_goal(goal))
@@ -55,8 +59,8 @@ class Wrapper(Attack):
     def _view(self, model):
         return self.attack._view(model)
 
-    def _prepare(self, model, x, y):
-        return super()._prepare(model, x, y) if isinstance(model, keras.Model) else self.attack._prepare(model, x, y)
+    def _accept(self, victim, y):
+        self.attack._accept(victim, y)
 
     def _success(self, model, x_adv, y):
         return self.attack._success(model, x_adv, y)
@@ -87,17 +91,16 @@ class Targeted(Wrapper):
         if isinstance(self.targets, str):
             checks.one_of("targets", self.targets, _STRATEGIES)
 
-    def run(self, model, x, y=None, *, batch_size: int = 256, seed: int = 0, progress: bool | None = None):
-        """Attack every sample of an array; success is to be taken for the target."""
-        model, x, y = self._prepare(model, x, y)
-        targets = self._choose(predict(model, x), y, seed)
-        return self._aimed().run(model, x, targets, batch_size=batch_size, seed=seed, progress=progress)
+    def _result(self, victim, x, y, batch_size, seed, show):
+        """What was found; success is to be taken for the target."""
+        targets = self._choose(victim.predict(x), y, seed)
+        return self._aimed()._result(victim, x, targets.astype("int32"), batch_size, seed, show)
 
     def _aimed(self) -> Attack:
         return self.attack.with_goal(Hit())
 
     def _run(self, model, x, y, batch_size, seed, show):
-        targets = self._choose(predict(model, x), y, seed)
+        targets = self._choose(model.predict(x), y, seed)
         return self._aimed()._run(model, x, targets.astype("int32"), batch_size, seed, show)
 
     def _choose(self, logits, y, seed):
@@ -138,6 +141,11 @@ class Cycled(Wrapper):
     def radii_of(self, n: int) -> np.ndarray:
         """Radius of each of n samples: shape (n,)."""
         return np.resize(np.asarray(self.radii), n)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Threat model: the radii in turn."""
+        return dataclasses.replace(self.attack.threat, eps=self.radii)
 
     def _run(self, model, x, y, batch_size, seed, show):
         attack = dataclasses.replace(self.attack, eps=self.radii_of(len(x)))

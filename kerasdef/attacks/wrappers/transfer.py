@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
+import dataclasses
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 from keras import ops
 
-from kerasdef import checks, models
 from kerasdef.attacks.base import Attack
-from kerasdef.attacks.queries import BlackBox, predict
 from kerasdef.attacks.wrappers.base import Wrapper
+from kerasdef.models import Victim
+from kerasdef.threat import ThreatModel
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -50,45 +50,39 @@ class Transfer(Wrapper):
         """What is needed of the model under attack."""
         return "black box"
 
+    @property
+    def threat(self) -> ThreatModel:
+        """Threat model: of the model under attack nothing is known."""
+        knows = "nothing of the model: the attack is made on another one"
+        return dataclasses.replace(self.attack.threat, access="black box", knows=knows)
+
     def _view(self, model):
-        source = models.logits_view(self.source)
-        if not isinstance(model, keras.Model):
-            if not callable(model):
-                raise ValueError(f"`model` must be a keras.Model or a callable. Received: {type(model).__name__}")
-            view = model if isinstance(model, BlackBox) else BlackBox(model)
-            view.classes = max(view.classes, source.output_shape[-1])  # columns of a model that gives labels
-            return view
-        view = models.logits_view(model)
-        shapes = [(v.input_shape[1:], v.output_shape[-1]) for v in (source, view)]
+        victim, source = Victim.of(model).facing(self.bounds), self._source()
+        if victim.access != "gradients":
+            victim.widen(source.classes)  # columns of a model that gives labels
+            return victim
+        shapes = [(v.input_shape, v.classes) for v in (source, victim)]
         if shapes[0] != shapes[1]:
             raise ValueError(
                 "`source` must have the inputs and classes of the model. "
                 f"Received: {shapes[0]} for the source, {shapes[1]} for the model"
             )
-        return view
+        return victim
 
-    def _prepare(self, model, x, y):
-        if isinstance(model, keras.Model):
-            return super()._prepare(model, x, y)
-        view, source = self._view(model), models.logits_view(self.source)
-        x = checks.images("x", x, limits=self.bounds, shape=source.input_shape[1:])
-        if y is None:
-            warnings.warn(
-                "`y` was not given: the attack moves away from the model's own predictions, not from true labels.",
-                UserWarning,
-                stacklevel=3,
-            )
-            y = predict(view, x).argmax(axis=1)
-        y = checks.labels("y", y, n=len(x), classes=source.output_shape[-1])
-        return view, x, y.astype("int32")
+    def _source(self) -> Victim:
+        return self.attack._view(self.source)
 
-    def _success(self, model, x_adv, y):
-        logits = models.outputs(model, x_adv) if isinstance(model, keras.Model) else predict(model, x_adv)
-        return ops.convert_to_numpy(self.goal.reached(logits, y))
+    def _accept(self, victim, y):
+        victim.widen(self._source().classes)
+
+    def _success(self, victim, x_adv, y):
+        if victim.access == "gradients":
+            return super()._success(victim, x_adv, y)
+        return ops.convert_to_numpy(self.goal.reached(victim.predict(x_adv), y))
 
     def _run(self, model, x, y, batch_size, seed, show):
         wrong = self._success(model, x, y)
-        found, spent = self.attack._run(self.attack._view(self.source), x, y, batch_size, seed, show)
+        found, spent = self.attack._run(self._source(), x, y, batch_size, seed, show)
         if found.shape != x.shape:
             raise ValueError(f"`attack` must return one image for one. Received: {self.attack!r}")
         return np.where(wrong.reshape((-1,) + (1,) * (x.ndim - 1)), x, found), spent

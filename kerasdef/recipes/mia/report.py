@@ -19,7 +19,7 @@ from kerasdef.evaluation import Images, Outcome, Plan, Planned, evaluate
 from kerasdef.norms import Norm
 from kerasdef.recipes.mia.result import MIA
 from kerasdef.recipes.mia.sets import AdversarialSet, l2_radii, portion
-from kerasdef.recipes.mia.settings import ADAPTIVE_STEP, RADII, Settings
+from kerasdef.recipes.mia.settings import ADAPTIVE_STEP, RADII, MIASettings
 from kerasdef.reporting import Report
 from kerasdef.runs.seeds import derive
 from kerasdef.runs.store import Store
@@ -58,7 +58,7 @@ class Judge:
     """
 
     data: Dataset
-    settings: Settings
+    settings: MIASettings
     sets: Mapping[str, Mapping[str, AdversarialSet]]
     rows: np.ndarray
     norms: Mapping[str, Norm | None]

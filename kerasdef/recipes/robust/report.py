@@ -10,21 +10,20 @@ from kerasdef import norms
 from kerasdef.attacks import FGSM, PGD, Attack, AutoAttack
 from kerasdef.datasets import Dataset
 from kerasdef.evaluation import Evaluation, Plan, Planned
-from kerasdef.evaluation.judging import title
 from kerasdef.recipes.base import first_examples, stratified
 from kerasdef.reporting import Report
 from kerasdef.runs.seeds import derive
 
 
-def attacks_of(eps: float, norm: norms.Norm | str) -> dict[str, Attack]:
+def attacks_of(eps: float, norm: norms.Norm | str, bounds: tuple[float, float] = (0.0, 1.0)) -> dict[str, Attack]:
     """The attacks that every classifier meets (hybrid paper, section 4.1), AutoAttack aside.
 
     "cw" is PGD on the margin, the loss of Carlini and Wagner, within the radius (Madry et al., 2018, section 5).
     """
     return {
-        "fgsm": FGSM(eps=eps, norm=norm),
-        "pgd": PGD(eps=eps, norm=norm, steps=20),
-        "cw": PGD(eps=eps, norm=norm, steps=20, loss="margin"),
+        "fgsm": FGSM(eps=eps, norm=norm, bounds=bounds),
+        "pgd": PGD(eps=eps, norm=norm, steps=20, bounds=bounds),
+        "cw": PGD(eps=eps, norm=norm, steps=20, loss="margin", bounds=bounds),
     }
 
 
@@ -40,7 +39,9 @@ def plan(name: str, data: Dataset, *, n: int, eps: float, norm: norms.Norm | str
         seed: Of the attacks.
         autoattack: Whether AutoAttack is one of them.
     """
-    attacks = attacks_of(eps, norm) | ({"autoattack": AutoAttack(eps=eps, norm=norm)} if autoattack else {})
+    attacks = attacks_of(eps, norm, data.bounds)
+    if autoattack:
+        attacks["autoattack"] = AutoAttack(eps=eps, norm=norm, bounds=data.bounds)
     adaptive = {}
     for attack, settings in attacks.items():
         label = f"{name}-{attack}"
@@ -82,7 +83,7 @@ def report(
     if len(data.input_shape) == 3:
         made = {attack: x for (_, attack), x in found.images.items()}
         examples = first_examples(data.x_test[planned.rows], data.y_test[planned.rows], made, model)
-    about = f"All attacks are white box, on the trained model itself, {title(norm)} radius {eps:g}."
+    about = f"All attacks are white box, on the trained model itself, {norms.get(norm).title} radius {eps:g}."
     return Report(
         found.outcomes,
         classes=data.classes,

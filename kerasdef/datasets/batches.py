@@ -15,7 +15,7 @@ def adversarial_count(clean: int, share: float) -> int:
 
     Args:
         clean: Number of clean samples.
-        share: Of adversarial samples in all samples, in (0, 1).
+        share: Share of the adversarial samples in all samples, in (0, 1).
     """
     return round(clean * share / (1 - share))
 
@@ -28,7 +28,7 @@ class Mixture(keras.utils.PyDataset):
     Args:
         parts: Pairs (x, y) of arrays of shapes (n_i, ...) and (n_i,).
         batch_size: Samples in a batch.
-        seed: Of the order; None keeps the order of the arrays.
+        seed: Seed of the order; None keeps the order of the arrays.
         rows: Which samples to use, counted through all parts, repetitions allowed (a bootstrap). None: each once.
         repeats: Times that every batch is shown before the next.
         whole: Leave out what does not fill a last batch; which samples these are changes with the epoch.

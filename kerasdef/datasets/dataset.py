@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.datasets import splits
 from kerasdef.files import digest
 
-CHUNK = 4096  # samples copied at a time when splits are joined: bounds the temporary memory
+SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Training, validation and test samples of one classification task.
 
-    Arrays are checked and brought to one form at construction: `x` becomes float32 (uint8 is divided by 255,
-    the range of its type, never by the maximum of the sample), gray images of shape (n, h, w) get a channel
-    axis, `y` becomes int64. Instances are immutable; every method returns a new one and is determined by its
-    seed.
+    Arrays are checked and brought to one form at construction. `x` becomes float32; uint8 images are mapped
+    linearly from 0..255, the range of their type and never that of the sample, onto `bounds`. `y` becomes int64
+    class indices. Instances are immutable; every method returns a new one and is determined by its seed.
 
     Args:
         name: Name of the data set.
-        x_train: Training inputs inside `bounds`, or uint8 for bounds (0, 1): images of shape (n, h, w, c) or
-            (n, h, w), or rows (n, d).
-        y_train: Class indices of shape (n,); at least two classes.
+        x_train: Training inputs of shape (n, ...): floats inside `bounds`, or uint8. A float32 array is kept, not
+            copied.
+        y_train: Class indices of shape (n,), or one-hot rows of shape (n, classes); at least two classes.
         x_valid: Validation inputs; may be empty, of shape (0, ...).
         y_valid: Class indices of the validation inputs.
         x_test: Test inputs.
         y_test: Class indices of the test inputs.
         class_names: One name for each class; every label is below their number. None: "0", "1", ...
-        bounds: `(low, high)` of a valid input.
+        bounds: `(low, high)` of a valid input, in the units of `x`. Radii of attacks are in these units too.
         source: Where the arrays came from.
         groups_train: Group of each training sample, shape (n,), non-negative ints, or None. Samples of one
             group (the frames of one track in GTSRB) show the same object, so no split separates them.
@@ -64,7 +65,7 @@ class Dataset:
         names = None if self.class_names is None else tuple(str(n) for n in self.class_names)
         fields = {"bounds": limits}
         shape, count = None, None if names is None else len(names)
-        for split in ("train", "valid", "test"):
+        for split in SPLITS:
             x = _inputs(f"x_{split}", getattr(self, f"x_{split}"), limits, shape, may_be_empty=split == "valid")
             shape = x.shape[1:]
             y = checks.labels(f"y_{split}", getattr(self, f"y_{split}"), n=len(x), classes=count)
@@ -74,8 +75,9 @@ class Dataset:
             fields |= {f"x_{split}": x, f"y_{split}": y, f"groups_{split}": groups}
         checks.several_classes("y_train", fields["y_train"])
         if names is None:
-            top = max(int(fields[f"y_{s}"].max(initial=0)) for s in ("train", "valid", "test"))
-            names = tuple(str(i) for i in range(top + 1))
+            top = max(int(fields[f"y_{s}"].max(initial=0)) for s in SPLITS)
+            wide = np.shape(self.y_train)[1] if np.ndim(self.y_train) == 2 else 0  # one-hot: classes without a sample
+            names = tuple(str(i) for i in range(max(top + 1, wide)))
         for field, value in (fields | {"class_names": names}).items():
             object.__setattr__(self, field, value)
 
@@ -99,7 +101,11 @@ class Dataset:
         class_names: Sequence[str] | None = None,
         bounds: tuple[float, float] = (0.0, 1.0),
     ) -> Dataset:
-        """Return a data set without a validation split. Arguments and errors are those of `Dataset`."""
+        """Return a data set without a validation split. Arguments and errors are those of `Dataset`.
+
+        Arrays of shape (n, h, w) are taken for gray images and get a channel axis; `reshaped` takes it away again.
+        """
+        x_train, x_test = with_channels(x_train), with_channels(x_test)
         empty = np.empty((0, *np.shape(x_train)[1:]), "float32")
         return cls(name, x_train, y_train, empty, np.empty(0, "int64"), x_test, y_test, class_names, bounds, "arrays")
 
@@ -128,11 +134,53 @@ class Dataset:
         """Number of test samples."""
         return len(self.x_test)
 
+    def rescaled(self, bounds: tuple[float, float]) -> Dataset:
+        """Return the same samples in other bounds: `low` becomes the new low, `high` the new high, linearly.
+
+        Args:
+            bounds: The new `(low, high)`.
+
+        Raises:
+            ValueError: `bounds` is not a pair of finite numbers, low below high.
+        """
+        low, high = checks.bounds(bounds)
+        if (low, high) == self.bounds:
+            return self
+        old, span = self.bounds[0], self.bounds[1] - self.bounds[0]
+
+        def mapped(x):
+            new = np.empty_like(x)
+            for at in range(0, len(x), splits.CHUNK):  # in double precision, but not all at once
+                part = (x[at : at + splits.CHUNK].astype("float64") - old) / span
+                new[at : at + splits.CHUNK] = low + part * (high - low)
+            return np.clip(new, low, high, out=new)
+
+        inputs = {f"x_{split}": mapped(getattr(self, f"x_{split}")) for split in SPLITS}
+        return replace(self, bounds=(low, high), **inputs)
+
+    def reshaped(self, shape: Sequence[int]) -> Dataset:
+        """Return the same samples in another shape: rows for a dense model, images without a channel axis.
+
+        Args:
+            shape: The new shape of one sample, with as many values as the old.
+
+        Raises:
+            ValueError: The numbers of values differ.
+        """
+        shape = tuple(checks.positive_int("shape", int(side)) for side in shape)
+        if math.prod(shape) != math.prod(self.input_shape):
+            raise ValueError(
+                f"`shape` must hold as many values as a sample, which has the shape {self.input_shape}. "
+                f"Received: shape={shape}"
+            )
+        inputs = {f"x_{split}": getattr(self, f"x_{split}") for split in SPLITS}
+        return replace(self, **{name: x.reshape(len(x), *shape) for name, x in inputs.items()})
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Digest of all samples, labels and groups: data sets of one name may differ."""
-        splits = ("train", "valid", "test")
-        return digest([[getattr(self, f"{part}_{split}") for part in ("x", "y", "groups")] for split in splits])
+        """Digest of all samples, labels, groups and bounds: data sets of one name may differ."""
+        arrays = [[getattr(self, f"{part}_{split}") for part in ("x", "y", "groups")] for split in SPLITS]
+        return digest(arrays, self.bounds)
 
     def resplit(self, test_size: float = 0.30, seed: int = 0) -> Dataset:
         """Join all splits and divide them anew into train and test, stratified by class; valid gets empty.
@@ -149,14 +197,14 @@ class Dataset:
         """
         y = np.concatenate([self.y_train, self.y_valid, self.y_test])
         groups = self._joined_groups()
-        kept, held = hold_out(y, _share("test_size", test_size), seed, groups)
+        kept, held = splits.hold_out(y, checks.share("test_size", test_size), seed, groups)
         parts = [self.x_train, self.x_valid, self.x_test]
         return replace(
             self,
-            x_train=_rows(parts, kept),
+            x_train=splits.rows(parts, kept),
             y_train=y[kept],
             groups_train=None if groups is None else groups[kept],
-            x_test=_rows(parts, held),
+            x_test=splits.rows(parts, held),
             y_test=y[held],
             groups_test=None if groups is None else groups[held],
             x_valid=self.x_valid[:0],
@@ -180,7 +228,7 @@ class Dataset:
         if self.n_valid:
             raise ValueError(f"The validation split must be empty. Received: {self.n_valid} validation samples")
         groups = self.groups_train
-        kept, held = hold_out(self.y_train, _share("size", size), seed, groups)
+        kept, held = splits.hold_out(self.y_train, checks.share("size", size), seed, groups)
         return replace(
             self,
             x_train=self.x_train[kept],
@@ -211,7 +259,7 @@ class Dataset:
                 continue
             if checks.positive_int(f"n_{split}", n) > len(y):
                 raise ValueError(f"`n_{split}` must be at most the {len(y)} samples there are. Received: n_{split}={n}")
-            index = _stratified_choice(y, n, seed)
+            index = splits.stratified_choice(y, n, seed)
             groups = getattr(self, f"groups_{split}")
             fields |= {
                 f"x_{split}": getattr(self, f"x_{split}")[index],
@@ -222,17 +270,17 @@ class Dataset:
 
     def _joined_groups(self) -> np.ndarray | None:
         """Return the groups of train, valid and test in a row; samples without one get a new number each."""
-        splits = [
+        parts = [
             (self.groups_train, self.n_train),
             (self.groups_valid, self.n_valid),
             (self.groups_test, self.n_test),
         ]
-        known = [g for g, _ in splits if g is not None and len(g)]
+        known = [g for g, _ in parts if g is not None and len(g)]
         if not known:
             return None
         free = 1 + max(int(g.max()) for g in known)
         joined = []
-        for groups, n in splits:
+        for groups, n in parts:
             if groups is None:
                 groups = np.arange(free, free + n)
                 free += n
@@ -240,88 +288,15 @@ class Dataset:
         return np.concatenate(joined)
 
 
-def hold_out(
-    y: np.ndarray, size: float, seed: int = 0, groups: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return `(kept, held)`: shuffled indices of a division of the samples, stratified by class.
-
-    Args:
-        y: Class indices of shape (n,).
-        size: Share of the samples to hold out, above 0 and below 1.
-        seed: Seed of the division.
-        groups: Group of each sample, shape (n,), or None. Groups are not divided; a group counts as of the
-            class of its first sample. scikit-learn's group splitters either ignore classes or only know
-            shares 1 / k.
-
-    Raises:
-        ValueError: A class has fewer than two samples, or `groups` leaves nothing to hold out.
-    """
-    checks.non_negative_int("seed", seed)
-    if groups is not None:
-        return _hold_out_groups(y, size, seed, groups)
-    from sklearn.model_selection import train_test_split  # a second to import, not needed to load
-
-    found, counts = np.unique(y, return_counts=True)
-    if counts.min() < 2:
-        raise ValueError(
-            "A stratified split needs at least two samples of every class. "
-            f"Received: one sample of class {found[counts < 2].tolist()}"
-        )
-    kept, held = train_test_split(np.arange(len(y)), test_size=size, stratify=y, random_state=seed)
-    return kept, held
-
-
-def _hold_out_groups(y, size, seed, groups):
-    rng = np.random.default_rng(seed)
-    _, first, member, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
-    held = np.zeros(len(first), bool)
-    for label in np.unique(y[first]):
-        own = rng.permutation(np.flatnonzero(y[first] == label))
-        reached = np.cumsum(counts[own])
-        nearest = 1 + int(np.argmin(np.abs(reached - size * reached[-1])))
-        held[own[: min(nearest, len(own) - 1)]] = True  # at least one group of each class is kept
-    if not held.any():
-        raise ValueError("A split by group needs a class with at least two groups. Received: one group in every class")
-    return rng.permutation(np.flatnonzero(~held[member])), rng.permutation(np.flatnonzero(held[member]))
-
-
-def _stratified_choice(y: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Return `n` shuffled indices with the class shares of `y`, by largest remainders."""
-    rng = np.random.default_rng(seed)
-    found, counts = np.unique(y, return_counts=True)
-    exact = n * counts / len(y)
-    quota = np.floor(exact).astype(int)
-    order = np.argsort(quota - exact, kind="stable")  # largest remainder first
-    quota[order[: n - quota.sum()]] += 1
-    chosen = [rng.permutation(np.flatnonzero(y == label))[:k] for label, k in zip(found, quota, strict=True)]
-    return rng.permutation(np.concatenate(chosen))
+def with_channels(x: np.ndarray) -> np.ndarray:
+    """Return gray images of shape (n, h, w) with a channel axis, and anything else as it is."""
+    x = np.asarray(x)
+    return x[..., np.newaxis] if x.ndim == 3 else x
 
 
 def _inputs(name, x, limits, shape, *, may_be_empty) -> np.ndarray:
     """Return `x` as checked float32 inputs (n, ...), see `Dataset`."""
     x = np.asarray(x)
-    if x.ndim == 3:
-        x = x[..., np.newaxis]
     if may_be_empty and x.ndim and len(x) == 0:
         return np.empty((0, *shape), "float32")
-    if x.dtype == np.uint8 and limits == (0.0, 1.0):
-        x = np.divide(x, np.float32(255), dtype="float32")  # the same values as astype and divide, one array less
     return checks.images(name, x, limits=limits, shape=shape)
-
-
-def _share(name: str, value: float) -> float:
-    if checks.real(name, value) <= 0 or value >= 1:
-        raise ValueError(f"`{name}` must be a share above 0 and below 1. Received: {name}={value!r}")
-    return float(value)
-
-
-def _rows(parts: list[np.ndarray], index: np.ndarray) -> np.ndarray:
-    """Return the rows `index` of the joined parts, without joining them."""
-    out = np.empty((len(index), *parts[0].shape[1:]), parts[0].dtype)
-    starts = np.cumsum([0] + [len(p) for p in parts])
-    for at in range(0, len(index), CHUNK):
-        wanted = index[at : at + CHUNK]
-        for part, start, stop in zip(parts, starts, starts[1:], strict=False):
-            here = (start <= wanted) & (wanted < stop)
-            out[at : at + CHUNK][here] = part[wanted[here] - start]
-    return out

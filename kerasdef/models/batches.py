@@ -1,0 +1,20 @@
+"""Arrays in batches of few different sizes, since every size is compiled anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def padded_batches(n: int, batch_size: int) -> Iterator[slice]:
+    """Yield slices of at most `batch_size` over n samples."""
+    for start in range(0, n, batch_size):
+        yield slice(start, min(start + batch_size, n))
+
+
+def pad(array: np.ndarray, size: int) -> np.ndarray:
+    """Repeat the last row until the array has `size` rows."""
+    if len(array) == size:
+        return array
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])

@@ -1,0 +1,203 @@
+"""Views of a user's model: its logits, whatever its last layers make of them."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+from keras import ops
+
+from kerasdef.models import graph
+from kerasdef.models.bounds import float_input
+
+_VIEWS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Untracked:
+    """Models that belong to another one but are not trained with it: in here Keras does not find their weights."""
+
+    models: tuple[keras.Model, ...]
+
+
+@keras.saving.register_keras_serializable(package="kerasdef")
+class BinaryLogits(keras.layers.Layer):
+    """One logit z becomes two, (0, z)."""
+
+    def call(self, z):
+        """Return (0, z)."""
+        return ops.concatenate([ops.zeros_like(z), z], axis=-1)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What is kept of a model: its view, or None where it is one itself, and what its head gives."""
+
+    model: keras.Model | None
+    kind: str | None
+
+
+def _look(model: keras.Model, shape: tuple[int, ...] | None) -> _View:
+    """Find the logits of a model."""
+    if not model.built:
+        raise ValueError(
+            "The model must be built before it is attacked: call it once, or give it an Input. "
+            f"Received: model={model.name!r}, which has no weights yet"
+        )
+    whole = model
+    if not getattr(model, "outputs", None):  # a subclassed model: its graph is what it does to an Input
+        whole = _traced(model, shape)
+    outputs = whole.outputs
+    if len(outputs) != 1 or len(outputs[0].shape) != 2 or len(whole.inputs) != 1:
+        shapes = [tuple(o.shape) for o in outputs]
+        raise ValueError(
+            f"The model must have one input and one output of shape (n, classes). Received: outputs={shapes}, "
+            f"{len(whole.inputs)} input(s)"
+        )
+    if graph.reads_tokens(whole):
+        raise ValueError(
+            "The model must take numbers that can be changed by a little. "
+            f"Received: model={model.name!r}, which begins with an Embedding of integer tokens"
+        )
+    found = graph.head(outputs[0])
+    _check_head(model, found, outputs[0].shape[-1])
+    if found.kind is None:
+        warnings.warn(
+            f"The last layer of model {model.name!r} is not a Dense, Activation or Softmax layer, so its outputs "
+            "are taken as logits. If they are probabilities, gradients vanish and attacks look weaker than they are.",
+            UserWarning,
+            stacklevel=5,
+        )
+    z = BinaryLogits()(found.logits) if found.logits.shape[-1] == 1 else found.logits
+    view = whole if z is outputs[0] else keras.Model(whole.inputs, z, name=f"{model.name}_logits")
+    view = float_input(view)
+    return _View(None if view is model else as_logits(view), found.kind)
+
+
+def _traced(model: keras.Model, shape: tuple[int, ...] | None) -> keras.Model:
+    """A functional model around a subclassed one."""
+    if shape is None:
+        raise ValueError(
+            "`model` must be a Sequential or functional model where no images tell the shape of its input. "
+            f"Received: {type(model).__name__}; wrap it: "
+            "keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)"
+        )
+    images = keras.Input(shape)
+    return keras.Model(images, model(images, training=False), name=model.name)
+
+
+def _check_head(model: keras.Model, found: graph.Head, outputs: int) -> None:
+    """Raise where the outputs do not stand for one class out of several."""
+    if found.kind == "sigmoid" and outputs > 1:
+        raise ValueError(
+            "The model must choose one of its classes: logits, a softmax, or a single sigmoid. "
+            f"Received: model={model.name!r}, a multi-label head of {outputs} sigmoids"
+        )
+    if found.kind == "softmax" and outputs == 1:
+        raise ValueError(
+            "The model must have at least two classes, or a single output that is a logit or a sigmoid. "
+            f"Received: model={model.name!r}, a softmax of one output, which is always 1"
+        )
+
+
+def _found(model: keras.Model, shape: tuple[int, ...] | None = None) -> _View:
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
+    if model not in _VIEWS:
+        _VIEWS[model] = _look(model, shape)
+    return _VIEWS[model]
+
+
+def logits_view(model: keras.Model, shape: tuple[int, ...] | None = None) -> keras.Model:
+    """Return a model that shares the weights of `model`, takes float32 and gives logits of shape (n, classes).
+
+    A last softmax or sigmoid is left off, also where it is deep inside models that are layers of others; a single logit
+    z becomes the pair (0, z). Integer inputs become floating point, so that gradients reach them. A model whose last
+    layer is not recognized is returned as it is, with a `UserWarning`.
+
+    Args:
+        model: A built Keras classifier.
+        shape: Shape of one input, for a subclassed model, which does not tell it.
+
+    Raises:
+        ValueError: The model is not a built keras.Model, has several inputs or outputs, has a multi-label head, or
+            takes integer tokens.
+    """
+    return _found(model, shape).model or model
+
+
+def logits_of(model: keras.Model) -> Callable:
+    """Return a function from the outputs of `model` to logits of shape (n, classes), float32.
+
+    It undoes a last softmax or sigmoid by a logarithm, so it is for losses, not for attacks: where a probability is
+    below 1e-30 the gradient is lost. Attacks go through `logits_view`.
+
+    Raises:
+        ValueError: The model is a subclassed one, whose outputs have no known shape.
+    """
+    if model.built and not getattr(model, "outputs", None):
+        raise ValueError(
+            f"`model` must be a Sequential or functional model. Received: {type(model).__name__}; wrap it: "
+            "keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)"
+        )
+    single = model.output_shape[-1] == 1
+    squashed = not gives_logits(model)
+
+    def to_logits(outputs):
+        z = ops.cast(outputs, "float32")
+        if squashed and single:
+            z = ops.log(ops.maximum(z, 1e-30)) - ops.log(ops.maximum(1.0 - z, 1e-30))
+        elif squashed:
+            return ops.log(ops.maximum(z, 1e-30))
+        return ops.concatenate([ops.zeros_like(z), z], axis=-1) if single else z
+
+    return to_logits
+
+
+def gives_logits(model: keras.Model) -> bool:
+    """Whether the outputs of a classifier are logits (or one logit) rather than probabilities."""
+    return _found(model).kind not in ("softmax", "sigmoid")
+
+
+def named_views(models: list[keras.Model]) -> list[keras.Model]:
+    """Return logits views with names of their own, member1 and so on: models may be joined that share a name."""
+    views = [logits_view(m) for m in models]
+    return [keras.Model(view.inputs, view.outputs[0], name=f"member{i}") for i, view in enumerate(views, 1)]
+
+
+def stack_logits(models: list[keras.Model]) -> keras.Model:
+    """Return one model from images to the logits of all `models`, of shape (n, members, classes)."""
+    views = named_views(models)
+    inputs = keras.Input(views[0].input_shape[1:])
+    return as_logits(keras.Model(inputs, ops.stack([view(inputs) for view in views], axis=1)))
+
+
+def as_logits(model: keras.Model) -> keras.Model:
+    """Return the model and take its outputs for logits, whatever its last layer is."""
+    _VIEWS[model] = _View(None, "logits")
+    return model
+
+
+def architecture(model: keras.Model) -> list:
+    """Kinds, plain settings and weight shapes of all layers, without names and seeds, which Keras may choose."""
+    found = []
+    for layer in model.layers:
+        try:
+            config = layer.get_config()
+        except NotImplementedError:  # a layer of the user's that does not say how it was made
+            config = {}
+        config = {k: v for k, v in config.items() if k not in ("name", "seed")}
+        plain = {k: v for k, v in config.items() if isinstance(v, str | int | float | tuple)}
+        inner = architecture(layer) if isinstance(layer, keras.Model) else []
+        found.append((type(layer).__name__, plain, [tuple(w.shape) for w in layer.weights], inner))
+    return found
+
+
+def has_batch_norm(model: keras.Model) -> bool:
+    """Whether a layer of the model, or of a model inside it, is a BatchNormalization."""
+    inner = (layer for layer in model.layers if isinstance(layer, keras.Model))
+    own = any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers)
+    return own or any(map(has_batch_norm, inner))
