@@ -117,13 +117,15 @@ def test_a_keras_file_is_attacked_and_the_result_is_kept(victim, data, tmp_path)
     with np.load(tmp_path / "run" / "examples.npz") as kept:
         np.testing.assert_array_equal(kept["x_adv"], found.result.x_adv)
     assert all(path.exists() for path in found.files.values())
-    assert "accuracy left" in found.text()
+    assert (record["norm"], record["radius"], record["access"]) == ("Linf", [0.05], "gradients")
+    assert "robust accuracy" in found.text()
+    assert "not fooled" not in found.text()  # the same number, for a model that does not reject
 
     again = run(
         tmp_path / "linear.keras", "digits", "pgd", norm="linf", eps=0.05, n=100, out=tmp_path / "run", progress=False
     )
     np.testing.assert_array_equal(again.result.x_adv, found.result.x_adv)
-    with pytest.raises(ValueError, match="differs in attacks"):
+    with pytest.raises(ValueError, match="differs in attack/eps"):
         run(tmp_path / "linear.keras", "digits", "pgd", norm="linf", eps=0.06, n=100, out=tmp_path / "run")
 
 
@@ -140,7 +142,16 @@ def test_a_vote_is_attacked_whole_for_a_label_that_is_neither_true_nor_adversari
     clean = np.array(vote(data.x_test[:100])["label"])
     assert found.clean_accuracy == np.mean(clean == y)
     assert found.result.clean_accuracy == np.mean((clean == y) | (clean == 10))
-    assert "not fooled" in found.text()
+    assert found.not_fooled == found.result.robust_accuracy
+    assert found.robust_accuracy == np.mean((clean == y) & ~broken & (found.result.broken_by != -2))
+    assert found.robust_accuracy <= min(found.clean_accuracy, found.not_fooled)
+    shown = found.text()
+    for name, value in (
+        ("Clean accuracy: ", found.clean_accuracy),
+        ("", found.robust_accuracy),
+        ("", found.not_fooled),
+    ):
+        assert f"{name}{value:.1%} [" in shown
 
 
 def test_autoattack_runs_on_a_vote(vote):
@@ -170,7 +181,9 @@ def test_a_minimal_attack_counts_only_what_is_within_eps(victim, data):
     wanted = (free.result.broken_by == -2) | ((free.result.broken_by >= 0) & (distance <= eps))
     np.testing.assert_array_equal(bound.result.success, wanted)
     assert bound.result.robust_accuracy > free.result.robust_accuracy
-    assert bound.table()["median_distance"].iloc[0] == pytest.approx(eps, rel=1e-4)
+    counted = distance[(free.result.broken_by >= 0) & (distance <= eps)]
+    assert bound.table()["median_distance"].iloc[0] == pytest.approx(np.median(counted), rel=1e-4)
+    assert bound.table()["norm"].iloc[0] == "L2"
 
 
 def test_an_attack_object_may_be_passed(victim):
@@ -214,7 +227,7 @@ def test_the_command_prints_a_table_and_paths(victim, tmp_path):
     assert done.exit_code == 0, done.output
     assert "fgsm" in done.output
     assert str(tmp_path / "o" / "attack.json") in done.output
-    settings = json.loads((tmp_path / "o" / "state" / "run.json").read_text())["attacks"]["fgsm"]
+    settings = json.loads((tmp_path / "o" / "state" / "run.json").read_text())["attack"]
     assert float(settings["eps"]) == 8 / 255
 
 
@@ -276,7 +289,9 @@ def test_an_export_elsewhere_knows_its_run_and_its_reject_class(victim, data, tm
     found = run(tmp_path / "served", small, "square", eps=0.1, settings={"queries": 5}, progress=False)
     assert found.report.reject == 9
     assert found.report.rejects("served") == 9
-    assert "saw no gradients" in " ".join(found.report.notes)
+    for text in (found.report.table(), found.report.html({})):
+        assert "sees the scores of the whole defense, not its gradients" in " ".join(text.split())
+        assert "knows the whole defense and" not in " ".join(text.split())
 
 
 def test_arrays_are_attacked_all_of_them_with_indices_or_one_hot_labels(victim, data):

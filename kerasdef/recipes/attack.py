@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,19 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from kerasdef import norms
-from kerasdef.attacks import Attack, AutoAttack, Transfer, Wrapper, by_name, sequence
-from kerasdef.attacks.sequence import STANDS, SequenceResult
+from kerasdef.attacks import Attack, by_name
+from kerasdef.attacks.sequence import WRONG, SequenceResult
 from kerasdef.catalog import ATTACKS
 from kerasdef.datasets import Dataset
 from kerasdef.datasets import load as load_dataset
 from kerasdef.defenses.loading import Loaded, is_resplit, load_model, test_images
-from kerasdef.evaluation import Outcome
-from kerasdef.evaluation.statistics import wilson
-from kerasdef.files import identity
+from kerasdef.evaluation import Evaluation, Plan, Planned, evaluate, wilson
+from kerasdef.evaluation.outcomes import POOLED
+from kerasdef.files import digest, identity
 from kerasdef.recipes.settings import AttackSettings
-from kerasdef.reporting import Report
+from kerasdef.reporting import Report, Section
+from kerasdef.reporting.words import distance, label
+from kerasdef.runs.store import Store
 from kerasdef.settings import takes
 
 _SHOWN = 8  # adversarial images in the report
@@ -50,36 +50,47 @@ class AttackRun:
     @property
     def clean_accuracy(self) -> float:
         """Share of the clean images that get their true label; those that are rejected do not."""
-        clean = self.report.outcome(self.report.main, "clean", "adaptive")
-        return float(np.mean(clean.predicted == clean.y))
+        return self._row["clean_accuracy"]
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of the images that get their true label when clean and that the attack did not break."""
+        return self._row["robust_accuracy"]
+
+    @property
+    def not_fooled(self) -> float:
+        """Share of the images that the attack did not break, those among them that are rejected even when clean."""
+        return self._row["not_fooled"]
+
+    @property
+    def _row(self) -> dict[str, float]:
+        return self.report.row(self.report.main, POOLED, "adaptive")
 
     def table(self) -> pd.DataFrame:
-        """One row for each attack."""
-        return self.result.table
+        """One row for each attack, in their order, with what is left after it.
+
+        Columns: attack, attacked, broken, robust_accuracy, not_fooled (of a defense that rejects), norm,
+        median_distance (of the images that it broke) and seconds.
+        """
+        (parts,) = self.report.sections
+        return pd.DataFrame(parts.rows).assign(seconds=self.result.table["seconds"])
 
     def text(self) -> str:
         """The table for a terminal, with intervals and what makes the result doubtful."""
-        n = len(self.result.success)
+        n, rejects = len(self.result.success), self.report.rejects(self.report.main) is not None
         console = Console(width=110, record=True, file=io.StringIO())
         shown = Table(title=f"{self.report.main} on {n:,} test images of {self.report.dataset}")
-        left = "accuracy left" if self.report.reject is None else "not fooled"  # rejected is not fooled
-        for head in ("attack", "attacked", "broken", left, "95 % interval", "median change", "seconds"):
+        shares = ["robust_accuracy", *["not_fooled"] * rejects]
+        heads = ["attack", "attacked", "broken", *[label(name) for name in shares], "median broken at", "seconds"]
+        for head in heads:
             shown.add_column(head, justify="left" if head == "attack" else "right")
-        shown.add_row("none", f"{n:,}", "", *_share(self.result.clean_accuracy, n), "", "")
-        for row in self.result.table.to_dict("records"):
-            distance = row.get("median_distance")
-            shown.add_row(
-                row["attack"],
-                f"{row['attacked']:,}",
-                f"{row['broken']:,}",
-                *_share(row["robust_accuracy"], n),
-                "" if distance is None else f"{distance:.4f}",
-                f"{row['seconds']:.1f}",
-            )
+        for row in self.table().to_dict("records"):
+            cells = [_share(row[name], n) for name in shares]
+            counts = f"{row['attacked']:,}", f"{row['broken']:,}"
+            shown.add_row(row["attack"], *counts, *cells, distance(row), f"{row['seconds']:.1f}")
+        console.print(f"{label('clean_accuracy').capitalize()}: {_share(self.clean_accuracy, n)}, 95 % intervals.")
         console.print(shown)
-        if self.report.reject is not None:
-            console.print(f"Clean images labeled right, the rejected ones counted wrong: {self.clean_accuracy:.1%}")
-        for flag in self.result.flags.values():
+        for flag in self.report.flags:
             console.print(f"Warning: {flag}")
         return console.export_text().rstrip()
 
@@ -110,25 +121,39 @@ def attack(
     chosen, name = _choose(s.attack, s.norm, s.eps, s.settings or {}, dataset.bounds, loaded)
     if s.n is not None and s.n > dataset.n_test:
         raise ValueError(f"`n` must be at most the number of test images, {dataset.n_test}. Received: n={s.n}")
-    victim, goal = loaded.defense.surface()
-    chosen = chosen.with_goal(goal)
-    view, x, y = chosen._prepare(victim, dataset.x_test[: s.n], dataset.y_test[: s.n])
-    state = None if s.out is None else Path(s.out) / "state"
-    options = {"batch_size": s.batch_size, "seed": s.seed, "progress": s.progress, "out": state}
-    if isinstance(chosen, AutoAttack):
-        result = chosen.run(victim, x, y, **options)
-    else:
-        result = sequence.run({name: chosen}, view, x, y, **options)
-    if chosen.kind == "minimal":
-        result = _within(result, x, _norm(chosen), s.eps)
-    report = _report(result, chosen, name, loaded, dataset, x, y, s.seed, s.bounds)
-    run = AttackRun(result, report, {})
-    return run if s.out is None else dataclasses.replace(run, files=_save(run, y, Path(s.out)))
+    rows = np.arange(dataset.n_test if s.n is None else s.n)
+    planned = Planned(
+        chosen,
+        piece="state",
+        seed=s.seed,
+        batch_size=s.batch_size,
+        standing=True,
+        within=s.eps if chosen.kind == "minimal" else None,
+    )
+    plan = Plan(loaded.name, rows, adaptive={name: planned})
+    store = _store(s.out, loaded, chosen, dataset, rows, s.seed)
+    found = evaluate(loaded.defense, dataset, plan, store, progress=s.progress)
+    report = _report(found, chosen, name, loaded, dataset, rows, s.seed)
+    run = AttackRun(found.results["adaptive", name], report, {})
+    return run if s.out is None else dataclasses.replace(run, files=_save(run, dataset.y_test[rows], Path(s.out)))
 
 
-def _share(value: float, n: int) -> tuple[str, str]:
+def _store(out, loaded: Loaded, chosen: Attack, dataset: Dataset, rows: np.ndarray, seed: int) -> Store:
+    """The folder of the attack's state, which is that of one attack on one model."""
+    if out is None:
+        return Store(None, {})
+    settings = {
+        "attack": chosen,
+        "model": loaded.defense.surface()[0],
+        "data": digest(dataset.x_test[rows], dataset.y_test[rows]),
+        "seed": seed,
+    }
+    return Store(Path(out) / "state", settings)
+
+
+def _share(value: float, n: int) -> str:
     low, high = wilson(round(value * n), n)
-    return f"{value:.1%}", f"{low:.1%} - {high:.1%}"
+    return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _choose(attack: str | Attack, norm, eps, settings: Mapping, bounds, loaded: Loaded) -> tuple[Attack, str]:
@@ -155,81 +180,71 @@ def _choose(attack: str | Attack, norm, eps, settings: Mapping, bounds, loaded: 
     return chosen, name
 
 
-def _norm(attack: Attack) -> norms.Norm:
-    """The norm in which an attack's changes are measured; L2 where it has none."""
-    if isinstance(attack, Wrapper):
-        return _norm(attack.attack)
-    return norms.get(getattr(attack, "norm", "l2"))
-
-
-def _distances(norm: norms.Norm, x: np.ndarray, x_adv: np.ndarray) -> np.ndarray:
-    return keras.ops.convert_to_numpy(norm.size(keras.ops.convert_to_tensor(x_adv - x)))
-
-
-def _within(result: SequenceResult, x, norm: norms.Norm, eps: float | None) -> SequenceResult:
-    """A minimal attack's result in which changes beyond eps do not count, with its median distance."""
-    distance = _distances(norm, x, result.x_adv)
-    beyond = (result.broken_by >= 0) & (distance > (math.inf if eps is None else eps))
-    broken_by = np.where(beyond, STANDS, result.broken_by)
-    changed = result.broken_by >= 0
-    table = result.table.assign(
-        broken=int(np.sum(broken_by >= 0)),
-        robust_accuracy=float(np.mean(broken_by == STANDS)),
-        median_distance=float(np.median(distance[changed])) if changed.any() else math.nan,
-    )
-    x_adv = np.array(result.x_adv)
-    x_adv[beyond] = x[beyond]
-    return dataclasses.replace(result, x_adv=x_adv, success=broken_by != STANDS, broken_by=broken_by, table=table)
-
-
-def _report(result, chosen, name, loaded: Loaded, dataset: Dataset, x, y, seed: int, bounds) -> Report:
-    before, after = (loaded.defense.decide(v, bounds=dataset.bounds) for v in (x, result.x_adv))
-    clean, attacked = before.label, after.label
-    distance = _distances(_norm(chosen), x, result.x_adv)
-    outcomes = [
-        Outcome(loaded.name, "adaptive", "clean", y, clean),
-        Outcome(loaded.name, "adaptive", name, y, attacked, distance=distance),
-    ]
+def _report(found: Evaluation, chosen, name, loaded: Loaded, dataset: Dataset, rows, seed: int) -> Report:
+    result = found.results["adaptive", name]
     rejects = loaded.defense.reject is not None
-    beyond = before.probabilities is not None and before.probabilities.shape[1] > dataset.classes
+    labels = found.outcomes[-1].predicted
+    beyond = max(int(o.predicted.max()) for o in found.outcomes) >= dataset.classes
     shown = np.flatnonzero(result.broken_by >= 0)[:_SHOWN]
     examples = None
     if len(shown) and len(dataset.input_shape) == 3:
         examples = {
-            "images": x[shown],
+            "images": dataset.x_test[rows[shown]],
             "attacks": {name: result.x_adv[shown]},
-            "labels": y[shown],
-            "predicted": {name: attacked[shown]},
+            "labels": dataset.y_test[rows[shown]],
+            "predicted": {name: labels[shown]},
         }
     return Report(
-        outcomes,
+        found.outcomes,
         classes=dataset.classes,
         reject=dataset.classes if rejects or beyond else None,  # the label is there, whether it rejects or not
         rejecting=[loaded.name] if rejects else [],
         class_names=dataset.class_names,
+        bounds=dataset.bounds,
         settings={
             "attack": identity(chosen, "attack", strict=False),
-            "n": len(x),
-            "bounds": bounds,
-            "parts": result.table.to_dict("records"),
+            "n": len(rows),
+            "bounds": list(dataset.bounds),
         },
+        sections=[_parts(found, name, rejects)],
         seed=seed,
         dataset=dataset.name,
         phases={f"attack/{row.attack}": row.seconds for row in result.table.itertuples()},
-        notes=_notes(chosen, loaded, dataset),
+        notes=_notes(loaded, dataset),
         examples=examples,
-        flags=list(result.flags.values()),
+        flags=found.flags,
     )
 
 
-def _notes(chosen: Attack, loaded: Loaded, dataset: Dataset) -> list[str]:
-    """Which images were attacked, and what the attacker did not see."""
+def _parts(found: Evaluation, name: str, rejects: bool) -> Section:
+    """What is left after each part of an attack."""
+    clean, attacked = found.outcomes
+    result = found.results["adaptive", name]
+    right = clean.predicted == clean.y
+    rows = []
+    for i, row in enumerate(result.table.to_dict("records")):
+        fell = (result.broken_by == WRONG) | ((result.broken_by >= 0) & (result.broken_by <= i))
+        broken = (result.broken_by == i) & (attacked.distance > 0)
+        part = {
+            "attack": row["attack"],
+            "attacked": row["attacked"],
+            "broken": int(np.sum(result.broken_by == i)),
+            "robust_accuracy": float(np.mean(right & ~fell)),
+        }
+        if rejects:
+            part["not_fooled"] = float(np.mean(~fell))
+        part["norm"] = attacked.norm
+        part["median_distance"] = float(np.median(attacked.distance[broken])) if broken.any() else None
+        rows.append(part)
+    return Section("parts", "Attacks, each on what still stands", rows=rows)
+
+
+def _notes(loaded: Loaded, dataset: Dataset) -> list[str]:
+    """Which images were attacked."""
     notes = ["The images are test images of the data set as it comes, which the model may have been trained on."]
     if is_resplit(dataset, loaded):
         held = loaded.settings["test_size"]
         notes = [f"The images are of the {held:.0%} of the data set that the model's run held out for testing."]
-    if chosen.access != "white box" or isinstance(chosen, Transfer):
-        notes.append("The attack saw no gradients of the model: one that does may leave less.")
     return notes
 
 
@@ -237,12 +252,17 @@ def _save(run: AttackRun, y: np.ndarray, out: Path) -> dict[str, Path]:
     result = run.result
     files = {"examples": out / "examples.npz", "attack table": out / "attack.csv", "result": out / "attack.json"}
     np.savez_compressed(files["examples"], x_adv=result.x_adv, y=y, success=result.success, broken_by=result.broken_by)
-    result.table.to_csv(files["attack table"], index=False)
+    run.table().to_csv(files["attack table"], index=False)
+    outcome = run.report.outcomes[-1]
     record = {
         "clean_accuracy": run.clean_accuracy,
-        "robust_accuracy": result.robust_accuracy,
+        "robust_accuracy": run.robust_accuracy,
+        "not_fooled": run.not_fooled,
         "n": len(y),
-        "parts": result.table.to_dict("records"),
+        "norm": outcome.norm,
+        "radius": None if outcome.radius is None else sorted({float(str(v)) for v in outcome.radius}),
+        "access": outcome.access,
+        "parts": run.report.sections[0].rows,
         "flags": result.flags,
     }
     files["result"].write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -152,5 +152,5 @@ def _outcomes(name: str, model, attack: GMA, x, y, progress) -> list[Outcome]:
     said = [models.predict_logits(model, images).argmax(axis=1) for images in (x, x_adv)]
     return [
         Outcome(name, "paper", "clean", y, said[0]),
-        Outcome(name, "paper", "gma", y[index], said[1], radius=attack.radii_of(len(x)), index=index),
+        Outcome(name, "paper", "gma", y[index], said[1], radius=attack.radii_of(len(x)), index=index, norm="Linf"),
     ]

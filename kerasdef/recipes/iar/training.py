@@ -15,13 +15,13 @@ import keras
 import numpy as np
 
 from kerasdef import backend, checks, models
-from kerasdef.attacks import PGD, AutoAttack, Evade
+from kerasdef.attacks import PGD, Attack, AutoAttack, Evade
 from kerasdef.datasets import Dataset, as_dataset
-from kerasdef.evaluation import Outcome
+from kerasdef.defenses import RejectClass
+from kerasdef.evaluation import Evaluation, Plan, Planned, evaluate
 from kerasdef.files import digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.autoattack import run_autoattack
-from kerasdef.recipes.base import check_network, first_examples, fit, l2_distance, stratified
+from kerasdef.recipes.base import check_network, first_examples, fit, stratified
 from kerasdef.recipes.iar.attacks import Within, default_attacks
 from kerasdef.recipes.iar.result import IAR
 from kerasdef.recipes.iar.settings import ADAPTIVE_STEP, EPS, GRAY, JUDGING, RHO, SPLIT, IARSettings
@@ -95,8 +95,6 @@ class _Run:
             }
         self.test = stratified(data.y_test, settings.n_test, derive(settings.seed, "test"))
         self.valid = stratified(data.y_valid, _VALID, derive(settings.seed, "valid"))
-        self.kept: dict[str, np.ndarray] = {}
-        self.flags: list[str] = []
         self.built = {role: self.build(role) for role in builders}
 
     def record(self) -> dict:
@@ -160,7 +158,7 @@ class _Run:
             parts.append((x_adv, np.where(moved, self.k, y)))
         return Shares(parts, weights, batch_size=s.batch_size, classes=self.k + 1, seed=derive(s.seed, "mix", number))
 
-    def withstood(self, model: keras.Model) -> dict[str, float]:
+    def not_fooled(self, model: keras.Model) -> dict[str, float]:
         """Accuracy of held-out images under each attack made on the model itself."""
         d, found = self.data, {}
         x, y = d.x_valid[self.valid], d.y_valid[self.valid]
@@ -189,7 +187,7 @@ class _Run:
         if state is not None and state.exists():
             seen, _ = read_state(state, model)
         else:
-            seen = {"before": self.withstood(model), "rounds": [], "fired": None, "seconds": 0.0}
+            seen = {"before": self.not_fooled(model), "rounds": [], "fired": None, "seconds": 0.0}
         earlier = seen["seconds"]
         with progress.bar("retraining", rounds, show=self.show, unit="rounds") as advance:
             advance(len(seen["rounds"]))
@@ -200,7 +198,7 @@ class _Run:
                 data = self.shares(model, number, advance)
                 advance(0, f"training{known}")
                 history = model.fit(data, epochs=1, verbose=0, shuffle=False).history
-                after = self.withstood(model)
+                after = self.not_fooled(model)
                 clean = models.predict_logits(model, d.x_valid).argmax(axis=1) == d.y_valid
                 rho = {name: after[name] - seen["before"][name] for name in after}
                 if seen["fired"] is None and min(rho.values()) >= RHO - 1e-9:  # 0.35 - 0.25 is a hair below
@@ -219,82 +217,62 @@ class _Run:
 
     # -- judging ------------------------------------------------------------------------------------------------
 
-    def outcome(self, name: str, column: str, attack: str, model: keras.Model, x: np.ndarray) -> Outcome:
-        """What a model says of test images."""
-        y, clean = self.data.y_test[self.test], self.data.x_test[self.test]
-        predicted = models.predict_logits(model, x).argmax(axis=1)
-        return Outcome(name, column, attack, y, predicted, index=self.test, distance=l2_distance(x, clean))
-
-    def made(self, pieces: Store, label: str, make: Callable) -> np.ndarray:
-        """Adversarial test images, made now or found."""
-        if label not in self.kept:
-            found = pieces.get(f"attacks/{label}", lambda: ({"x": make()}, {}), phase=f"attacks, {label}", judging=True)
-            self.kept[label] = found[0]["x"]
-        return self.kept[label]
-
-    def paper(self, pieces: Store, name: str, model: keras.Model, surrogate: keras.Model) -> list[Outcome]:
-        """Clean images, the attacks on the model itself (white box), and those on the surrogate (gray box)."""
-        x, y = self.data.x_test[self.test], self.data.y_test[self.test]
-        found = [self.outcome(name, "paper", "clean", model, x)]
-        for label, victim in ((f"{name}", model), ("gray", surrogate)):
+    def plan(self, name: str, model: keras.Model, surrogate: keras.Model, *, adaptive: bool) -> Plan:
+        """The attacks on the model itself (white box) and on the surrogate (gray box), and on the defense whole."""
+        paper = {}
+        for label, victim in ((name, model), ("gray", surrogate)):
             for attack, run in self.attacks.items():
-
-                def make(run=run, victim=victim, attack=attack):
-                    return run(victim, x, y, seed=derive(self.s.seed, "judge", attack), progress=self.show)
-
-                x_adv = self.made(pieces, f"{label}-{attack}", make)
                 shown = attack if victim is model else f"{GRAY}{attack}"
-                found.append(self.outcome(name, "paper", shown, model, x_adv))
-        return found
+                place = {"piece": f"attacks/{label}-{attack}", "phase": f"attacks, {label}-{attack}"}
+                place["access"] = "gradients" if victim is model else "none"
+                paper[shown] = Planned(run, on=victim, seed=derive(self.s.seed, "judge", attack), **place)
+        found = {}
+        for attack, run in (self.adaptive() if adaptive else {}).items():
+            place = {"piece": f"attacks/adaptive-{attack}", "phase": f"attacks, adaptive-{attack}"}
+            found[attack] = Planned(run, seed=self.s.seed, **place)
+        return Plan(name, self.test, paper=paper, adaptive=found)
 
-    def adaptive(self, pieces: Store, model: keras.Model) -> list[Outcome]:
-        """Attackers who want a label that is neither the true one nor the eleventh."""
-        x, y = self.data.x_test[self.test], self.data.y_test[self.test]
-        common = {"eps": self.s.eps, "goal": Evade(self.k)}
+    def adaptive(self) -> dict[str, Attack]:
+        """Attacks on the retrained defense whole."""
         long = {"steps": 100, "random_start": False, "relative_step": ADAPTIVE_STEP}
-        attacks = {"pgd": PGD(steps=40, **common), "margin_pgd": PGD(loss="margin", **long, **common)}
-        found = [self.outcome("after", "adaptive", "clean", model, x)]
-        for name, attack in attacks.items():
+        eps = self.s.eps
+        attacks = {"pgd": PGD(eps=eps, steps=40), "margin_pgd": PGD(eps=eps, loss="margin", **long)}
+        return attacks | ({"autoattack": AutoAttack(eps=eps)} if self.s.autoattack else {})
 
-            def make(attack=attack):
-                return attack(model, x, y, seed=self.s.seed, progress=self.show)
-
-            found.append(self.outcome("after", "adaptive", name, model, self.made(pieces, f"adaptive-{name}", make)))
-        if self.s.autoattack:
-            options = {"seed": self.s.seed, "progress": self.show}
-            x_adv, self.flags = run_autoattack(
-                pieces, "adaptive-autoattack", AutoAttack(**common), model, x, y, **options
-            )
-            found.append(self.outcome("after", "adaptive", "autoattack", model, x_adv))
-        return found
+    def judge(self, pieces: Store, name: str, model, surrogate, *, rejects: bool, adaptive: bool) -> Evaluation:
+        """What a model says of the test images, clean and attacked."""
+        plan = self.plan(name, model, surrogate, adaptive=adaptive)
+        return evaluate(RejectClass(model, rejects=rejects), self.data, plan, pieces, progress=self.show)
 
     def all(self, pieces: Store, out) -> IAR:
         """Train, retrain, judge, write."""
         surrogate, _ = self.clean(pieces, "surrogate")
         before, history = self.clean(pieces, "network")
-        outcomes = self.paper(pieces, "before", before, surrogate)
+        undefended = self.judge(pieces, "before", before, surrogate, rejects=False, adaptive=False)
         model = self.build("network")
         model.set_weights(before.get_weights())
         piece = pieces.get("retrained", lambda: self.retrain(pieces, model), phase="retraining")
         restore(model, piece)
-        outcomes += self.paper(pieces, "after", model, surrogate)
-        outcomes += self.adaptive(pieces, model)
+        rejects = self.s.adversarial_label == "reject"
+        defended = self.judge(pieces, "after", model, surrogate, rejects=rejects, adaptive=True)
         x, y = self.data.x_test[self.test], self.data.y_test[self.test]
         fired = piece[1]["fired"]
         report = Report(
-            outcomes,
+            undefended.outcomes + defended.outcomes,
             classes=self.k,
             reject=self.k,
-            rejecting=["after"] if self.s.adversarial_label == "reject" else [],
+            rejecting=["after"] if rejects else [],
+            main="after",
+            bounds=self.data.bounds,
             class_names=self.data.class_names,
             settings=self.record(),
             seed=self.s.seed,
             dataset=self.data.name,
             phases=pieces.seconds,
             history={"before": history, "after": piece[1]["history"]},
-            examples=first_examples(x, y, {a: self.kept[f"before-{a}"] for a in self.attacks}, before),
+            examples=first_examples(x, y, {a: undefended.images["paper", a] for a in self.attacks}, before),
             notes=self._notes(len(piece[1]["history"]["loss"]), fired, piece[1]["before"]),
-            flags=self.flags,
+            flags=undefended.flags + defended.flags,
         )
         result = IAR(model, before, surrogate, piece[1]["history"], fired, report, out if out is None else Path(out))
         if out is not None:

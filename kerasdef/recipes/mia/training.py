@@ -14,12 +14,13 @@ import numpy as np
 
 from kerasdef import backend, checks, models
 from kerasdef.datasets import Dataset, as_dataset
-from kerasdef.defenses import bootstrap_indices, voting_model
+from kerasdef.defenses import RejectClass, bootstrap_indices, voting_model
+from kerasdef.evaluation.judging import reach
 from kerasdef.files import digest, identity
 from kerasdef.models import networks
 from kerasdef.recipes.base import check_network, fit, stratified
 from kerasdef.recipes.mia.report import Judge, Rule, joint_report
-from kerasdef.recipes.mia.result import MIA, MIAEach, single, vote
+from kerasdef.recipes.mia.result import MIA, MIAEach
 from kerasdef.recipes.mia.sets import AdversarialSet, attacked, default_attack, portion
 from kerasdef.recipes.mia.settings import JUDGING, MIASettings
 from kerasdef.runs.seeds import derive
@@ -196,9 +197,10 @@ class _Run:
         """Train, vote and judge, for the attacks named; `target` is what the method of this name returned."""
         target, target_history = target
         sets = self.sets(pieces, target, names)
-        judge = Judge(self.data, self.s, sets, self.test_rows)
+        attacks = {name: reach(self.attacks[name], 1)[0] for name in names}
+        judge = Judge(self.data, self.s, sets, self.test_rows, attacks)
         history = {"target": target_history}
-        outcomes = judge.paper("target", lambda x: (models.predict_logits(target, x).argmax(axis=1), None))
+        outcomes = judge.paper("target", target)
         roles = [r for r in self.builders if r != "target"]
         eat = {role: self.build(role, prefix) for role in roles}
         valid = self.valid_parts(sets, names)
@@ -217,7 +219,7 @@ class _Run:
                 restore(model, piece)
                 history[label] = piece[1]["history"]
                 accuracies[role] = {n: self.accuracy(model, sets[n]["valid"]) for n in names}
-                outcomes += judge.paper(label, lambda x, m=model: single(m, x))
+                outcomes += judge.paper(label, RejectClass(model, bounds=self.data.bounds))
             reached = all(v > self.s.threshold for r in accuracies.values() for v in r.values())
             fired = rule is not None and rule.fired  # in an earlier cycle
             if share == self.s.share or (self.s.share is None and not fired):
@@ -243,10 +245,9 @@ class _Run:
             piece = pieces.get(f"{prefix}{label}", make, phase="voters")
             voters.append(restore(model, piece))
             history[label] = piece[1]["history"]
-            outcomes += judge.paper(label, lambda x, m=model: single(m, x))
-        outcomes += judge.paper("mia", lambda x: vote(voters, x))
-        outcomes += judge.adaptive(pieces, voters, prefix, self.show)
+            outcomes += judge.paper(label, RejectClass(model, bounds=self.data.bounds))
         model = voting_model(voters, reject=self.k, name="mia")
+        outcomes += judge.defense(pieces, model, prefix, self.show)
         settings = {**self.record(), "share used": share, "stop rule": rule.accuracies}
         report = judge.report(outcomes, target, rule, share, settings=settings, phases=pieces.seconds, history=history)
         return MIA(model, voters, target, history, report, share, rule.fired)

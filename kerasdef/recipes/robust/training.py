@@ -14,11 +14,12 @@ from kerasdef import backend, checks, models
 from kerasdef.attacks import FGSM, PGD
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses.loading import read_keras
+from kerasdef.evaluation import evaluate
 from kerasdef.files import architecture, digest, identity
 from kerasdef.models import networks
 from kerasdef.recipes.base import Tick, stratified
+from kerasdef.recipes.robust import report as judging
 from kerasdef.recipes.robust.methods import Job, Method, method_of
-from kerasdef.recipes.robust.report import Judge
 from kerasdef.recipes.robust.result import Trained
 from kerasdef.recipes.robust.settings import JUDGING, VALIDATION, RobustSettings
 from kerasdef.recipes.robust.settings import METHODS as OWN
@@ -212,16 +213,20 @@ class _Run:
         piece = pieces.get("model", lambda: self.trained(model, pieces), phase="training")
         restore(model, piece)
         history, cost = piece[1]["history"], piece[1]["cost"]
-        judge = Judge(self.data, self.s.n_test, self.s.eps, self.s.norm, self.s.seed, self.show)
-        outcomes = judge.adaptive(pieces, self.name, model, autoattack=self.s.autoattack)
-        report = judge.report(
-            outcomes,
+        radius = {"eps": self.s.eps, "norm": self.s.norm, "seed": self.s.seed}
+        plan = judging.plan(self.name, self.data, n=self.s.n_test, autoattack=self.s.autoattack, **radius)
+        found = evaluate(model, self.data, plan, pieces, progress=self.show)
+        report = judging.report(
+            self.data,
+            plan,
+            found,
+            model,
             {self.name: cost},
             settings=self.record(model),
             phases=pieces.seconds,
             history={self.name: history},
-            examples=judge.examples(self.name, model),
             notes=piece[1]["notes"],
+            **radius,
         )
         result = Trained(model, self.name, history, cost, report, out if out is None else Path(out))
         if out is not None:
