@@ -305,6 +305,7 @@ def test_a_share_of_ones_own_wins_over_the_rule(data):
 # -- the same again -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a run that was killed ends with the same report, too: below
 def test_a_second_run_of_the_same_seed_gives_the_same_report(run, data):
     again = recipe.train(data, **settings())
     assert again.report.results() == run[0].report.results()
