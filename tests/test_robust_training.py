@@ -18,6 +18,7 @@ import pytest
 from keras import layers
 
 import kerasdef
+import kerasdef.recipes.robust.report as robust_report
 import kerasdef.recipes.robust.training as recipe
 from kerasdef import models
 from kerasdef.attacks import FGSM, AutoAttack
