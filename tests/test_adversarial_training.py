@@ -357,12 +357,11 @@ def test_callbacks_weight_averages_and_mixed_precision_work(tmp_path):
 def test_regularization_is_counted_once():
     x, y = data(32)
     for objective in WITH_REJECT:
-        strength, values = keras.Variable(0.0, trainable=False), []
-        model = dense(penalty=lambda kernel, s=strength: s * ops.sum(ops.square(kernel)))
-        trainer = AdversarialTraining(model, FGSM(eps=EPS), objective)
-        trainer.compile(keras.optimizers.SGD(0.0), loss())
-        for value in (0.0, 0.1):
-            strength.assign(value)
+        values = []
+        for strength in (0.0, 0.1):
+            model = dense(penalty=keras.regularizers.L2(strength))
+            trainer = AdversarialTraining(model, FGSM(eps=EPS), objective)
+            trainer.compile(keras.optimizers.SGD(0.0), loss())
             values.append(trainer.fit(x, y, batch_size=32, epochs=1, verbose=0).history["loss"][0])
         penalty = 0.1 * np.sum(np.square(dense().layers[-1].get_weights()[0]))
         np.testing.assert_allclose(values[1] - values[0], penalty, rtol=1e-3)
