@@ -22,7 +22,7 @@ def free(x, bounds: tuple[float, float]):
     return ops.arctanh(((x - low) * (2 / (high - low)) - 1.0) * _INSIDE)
 
 
-def adam(w, grad, m, v, t, learning_rate: float):
+def adam(w, grad, m, v, t, learning_rate):
     """One step of Adam down a gradient, each sample by its own count.
 
     Args:
@@ -31,7 +31,7 @@ def adam(w, grad, m, v, t, learning_rate: float):
         m: First moment.
         v: Second moment.
         t: Steps taken with this one, integers of shape (n,), at least 1.
-        learning_rate: Of Adam.
+        learning_rate: Of shape (n,).
 
     Returns:
         `(w, m, v)`.
@@ -41,5 +41,5 @@ def adam(w, grad, m, v, t, learning_rate: float):
     time = norms.per_sample(ops.cast(t, "float32"), w)
     m = _BETA1 * m + (1 - _BETA1) * grad
     v = _BETA2 * v + (1 - _BETA2) * ops.square(grad)
-    rate = learning_rate * ops.sqrt(1 - _BETA2**time) / (1 - _BETA1**time)
+    rate = norms.per_sample(learning_rate, w) * ops.sqrt(1 - _BETA2**time) / (1 - _BETA1**time)
     return w - rate * m / (ops.sqrt(v) + _TINY), m, v

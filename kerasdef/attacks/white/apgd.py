@@ -6,10 +6,10 @@ the pool at different times, so each reads its own row.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from keras import ops
@@ -257,6 +257,8 @@ class APGD(StepAttack):
     https://arxiv.org/abs/2103.01208 (Algorithm 1).
     """
 
+    arguments: ClassVar[tuple[str, ...]] = ("eps",)
+
     eps: float | tuple[float, ...] = 0.3
     norm: Norm | str = field(default_factory=Linf)
     steps: int = 100
@@ -308,27 +310,17 @@ class APGD(StepAttack):
         return len(self._table()) * self._runs()
 
     @property
-    def chunk(self) -> int:
+    def look_every(self) -> int:
         """Steps between two looks: about ten, with the least left over at the end."""
         if not self.early_stop or self.steps_in_all <= 12:
             return self.steps_in_all
         return min(range(6, 13), key=lambda c: (-self.steps_in_all % c, -c))
-
-    @property
-    def parameters(self) -> dict:
-        """The radius."""
-        return {"eps": self.eps}
-
-    def static(self) -> APGD:
-        """This attack without its radius."""
-        return dataclasses.replace(self, eps=0.0)
 
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
         eps = parameters["eps"]
         false = ops.zeros_like(eps, dtype="bool")
         state = {
-            "eps": eps,
             "now": self._rule.start(x, seeds, eps * self._table()[0, 3]),
             "best": x,  # highest loss of the phase, with its gradient and value
             "slope": ops.zeros_like(x),
@@ -381,7 +373,7 @@ class APGD(StepAttack):
         value, (logits,), grad = self.gradient(
             model, lambda call, z: self._evaluate(call, y, z, state, run), now, state
         )
-        counts = ops.logical_and(factor == 1.0, moves < self._over(state))  # the last chunk runs past the end
+        counts = ops.logical_and(factor == 1.0, moves < self._over(state))  # the last part runs past the end
         state = state | self._remember(state, value, logits, y, counts)
 
         higher = ops.logical_or(opens, value > state["top"])

@@ -39,6 +39,7 @@ class CarliniWagner(StepAttack):
     """
 
     kind: ClassVar[str] = "minimal"
+    arguments: ClassVar[tuple[str, ...]] = ("confidence", "initial_c", "learning_rate")
 
     confidence: float = 0.0
     steps: int = 1000
@@ -61,9 +62,9 @@ class CarliniWagner(StepAttack):
         return self.steps * self.binary_search_steps
 
     @property
-    def chunk(self) -> int:
-        """Steps between two looks at who is done."""
-        return min(50, self.steps_in_all)
+    def look_every(self) -> int:
+        """Steps between two looks at which samples are done."""
+        return min(50, self.steps)
 
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
@@ -75,7 +76,7 @@ class CarliniWagner(StepAttack):
             "v": ops.zeros_like(w),
             "t": ops.cast(none, "int32"),
             "search": ops.cast(none, "int32"),
-            "c": none + self.initial_c,
+            "c": parameters["initial_c"],
             "low": none,
             "high": none + _WITHOUT_END,
             "found": none > 0,
@@ -95,15 +96,15 @@ class CarliniWagner(StepAttack):
             gain = self.goal.value(losses.margin, logits, y)
             size = ops.sum(ops.square(norms.flatten(z - x)), axis=1)
             reached = self.goal.reached(logits, y)
-            return size + c * hinge(reached, gain, self.confidence), (z, size, gain, ops.cast(reached, gain.dtype))
+            return size + c * hinge(reached, gain, state["confidence"]), (z, size, gain, ops.cast(reached, gain.dtype))
 
         value, (z, size, gain, reached), grad = self.gradient(model, objective, state["w"], state)
-        hit = hits(reached, gain, self.confidence)
+        hit = hits(reached, gain, state["confidence"])
         better = ops.logical_and(hit, size < state["size"])
         found = ops.logical_or(state["found"], hit)
 
         t = state["t"] + 1
-        w, m, v = adam(state["w"], grad, state["m"], state["v"], t, self.learning_rate)
+        w, m, v = adam(state["w"], grad, state["m"], state["v"], t, state["learning_rate"])
 
         looks = t % max(_LOOK, self.steps // 10) == 0
         stalled = ops.logical_and(looks, value > _STALL * state["last"])

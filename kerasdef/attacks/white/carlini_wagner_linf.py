@@ -44,6 +44,14 @@ class CarliniWagnerLinf(StepAttack):
     """
 
     kind: ClassVar[str] = "minimal"
+    arguments: ClassVar[tuple[str, ...]] = (
+        "confidence",
+        "initial_c",
+        "largest_c",
+        "growth",
+        "shrink",
+        "learning_rate",
+    )
 
     confidence: float = 0.0
     steps: int = 1000
@@ -72,9 +80,9 @@ class CarliniWagnerLinf(StepAttack):
         return self.steps * (failures + successes)
 
     @property
-    def chunk(self) -> int:
-        """Steps between two looks at who is done."""
-        return min(50, self.steps_in_all)
+    def look_every(self) -> int:
+        """Steps between two looks at which samples are done."""
+        return min(50, self.steps)
 
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
@@ -85,7 +93,7 @@ class CarliniWagnerLinf(StepAttack):
             "m": ops.zeros_like(w),
             "v": ops.zeros_like(w),
             "t": ops.cast(none, "int32"),
-            "c": none + self.initial_c,
+            "c": parameters["initial_c"],
             "tau": none + (self.bounds[1] - self.bounds[0]),
             "last": none + np.inf,
             "size": none + np.inf,
@@ -104,17 +112,17 @@ class CarliniWagnerLinf(StepAttack):
             change = ops.abs(norms.flatten(z - x))
             beyond = ops.sum(ops.maximum(change - ops.expand_dims(tau, 1), 0.0), axis=1)
             reached = self.goal.reached(logits, y)
-            value = c * hinge(reached, gain, self.confidence) + beyond
+            value = c * hinge(reached, gain, state["confidence"]) + beyond
             return value, (z, ops.max(change, axis=1), gain, ops.cast(reached, gain.dtype))
 
         value, (z, size, gain, reached), grad = self.gradient(model, objective, state["w"], state)
-        hit = hits(reached, gain, self.confidence)
+        hit = hits(reached, gain, state["confidence"])
         better = ops.logical_and(hit, size < state["size"])
         smallest = ops.where(better, size, state["size"])
         adv = select(better, z, state["adv"])
 
         t = state["t"] + 1
-        w, m, v = adam(state["w"], grad, state["m"], state["v"], t, self.learning_rate)
+        w, m, v = adam(state["w"], grad, state["m"], state["v"], t, state["learning_rate"])
 
         won = ops.logical_and(hit, ops.logical_or(value < _NEAR * c, size <= tau))
         looks = t % max(_LOOK, self.steps // 10) == 0
@@ -124,9 +132,9 @@ class CarliniWagnerLinf(StepAttack):
         lost = ops.logical_and(lost, ops.logical_not(won))
         over = ops.logical_or(won, lost)
 
-        c = ops.where(lost, c * self.growth, c)
-        tau = ops.where(won, self.shrink * ops.minimum(tau, smallest), tau)
-        through = ops.logical_or(c > self.largest_c, tau < _SMALLEST * (self.bounds[1] - self.bounds[0]))
+        c = ops.where(lost, c * state["growth"], c)
+        tau = ops.where(won, state["shrink"] * ops.minimum(tau, smallest), tau)
+        through = ops.logical_or(c > state["largest_c"], tau < _SMALLEST * (self.bounds[1] - self.bounds[0]))
         return {
             "w": select(over, free(adv, self.bounds), w),  # adv is x until there is something better
             "m": select(over, ops.zeros_like(m), m),

@@ -45,6 +45,7 @@ class FMN(StepAttack):
     """
 
     kind: ClassVar[str] = "minimal"
+    arguments: ClassVar[tuple[str, ...]] = ("step_size", "last_step_size", "gamma", "last_gamma")
 
     norm: Norm | str = field(default_factory=Linf)
     steps: int = 100
@@ -104,8 +105,8 @@ class FMN(StepAttack):
 
         time = ops.cast(state["moves"], "float32") / self.steps
         share = 0.5 * (1.0 + ops.cos(math.pi * time))
-        gamma = self.last_gamma + (self.gamma - self.last_gamma) * share
-        length = self.last_step_size + (self.step_size - self.last_step_size) * share
+        gamma = state["last_gamma"] + (state["gamma"] - state["last_gamma"]) * share
+        length = state["last_step_size"] + (state["step_size"] - state["last_step_size"]) * share
 
         nearer = ops.minimum(state["eps"] * (1.0 - gamma), kept["size"])
         boundary = size + ops.abs(value) / boundaries.dual_size(self.norm, grad)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -68,18 +67,15 @@ class GradientAttack(StepAttack):
         return self.steps
 
     @property
-    def chunk(self) -> int:
+    def look_every(self) -> int:
         """Steps between two looks: equal parts of `steps`, about ten each."""
         return -(-self.steps // max(1, self.steps // _LOOK)) if self.early_stop else self.steps
 
     @property
     def parameters(self) -> dict:
-        """The radius."""
-        return {"eps": self.eps}
-
-    def static(self) -> GradientAttack:
-        """This attack without its radius."""
-        return dataclasses.replace(self, eps=0.0)
+        """The radius, and the length of a step in input units or relative to it."""
+        step = "relative_step" if self.step_size is None else "step_size"
+        return {"eps": self.eps, step: getattr(self, step)}
 
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
@@ -89,7 +85,6 @@ class GradientAttack(StepAttack):
             now = ops.clip(x + self.norm.sample(seeds, x.shape[1:], eps), *self.bounds)
         false = ops.zeros_like(eps, dtype="bool")
         state = {
-            "eps": eps,
             "now": now,
             "adv": now,
             "done": false,
@@ -118,7 +113,7 @@ class GradientAttack(StepAttack):
         """Climb the loss once and return to the ball and the bounds."""
         now, eps = state["now"], state["eps"]
         memory = {k: state[k] for k in self.direction.init(x)}
-        length = eps * (self.relative_step / self.steps) if self.step_size is None else self.step_size + 0.0 * eps
+        length = eps * (state["relative_step"] / self.steps) if self.step_size is None else state["step_size"]
         point = self.direction.look_ahead(now, memory, length)
         value, (logits,), grad = self.gradient(model, lambda call, z: self._evaluate(call, y, z), point, state)
         if self.best:
@@ -128,7 +123,7 @@ class GradientAttack(StepAttack):
         move, memory = self.direction.update(grad, memory)
         moved = ops.clip(now + norms.per_sample(length, x) * self.norm.steepest(move), *self.bounds)
         moved = ops.clip(x + self.norm.project(moved - x, eps), *self.bounds)  # again: float noise
-        if self.steps % self.chunk:  # the last chunk runs past `steps`
+        if self.steps % self.look_every:  # the last part runs past `steps`
             moved = select(state["moves"] < self.steps, moved, now)
         return state | memory | {"now": moved}
 
