@@ -64,7 +64,7 @@ def test_no_program_is_kept_without_end_where_every_call_has_a_loss_of_its_own(c
     model, _, x, y = counted
     for make in (lambda loss: BIM(eps=0.1, steps=1, loss=loss), lambda loss: NES(eps=0.1, queries=5, loss=loss)):
         seen = []
-        for i in range(24):
+        for i in range(19):
             loss = lambda z, y, i=i: losses.margin(z, y) + i  # noqa: E731
             quiet(make(loss), model, x, y)
             seen.append(weakref.ref(loss))

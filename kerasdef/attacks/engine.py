@@ -93,6 +93,11 @@ class StepAttack(Attack):
     # -- what an attack is made of ------------------------------------------------------------------------------
 
     @property
+    def span(self) -> float:
+        """Width of the bounds: what lengths are measured by, so that an attack is the same in any range."""
+        return self.bounds[1] - self.bounds[0]
+
+    @property
     @abstractmethod
     def steps_in_all(self) -> int:
         """Most steps that one sample can take."""

@@ -169,6 +169,11 @@ class QueryAttack(Attack):
     # -- what an attack is made of ------------------------------------------------------------------------------
 
     @property
+    def span(self) -> float:
+        """Width of the bounds: what lengths are measured by, so that an attack is the same in any range."""
+        return self.bounds[1] - self.bounds[0]
+
+    @property
     def climbed(self) -> Callable:
         """Loss whose value the answers are given in."""
         return losses.margin

@@ -79,9 +79,15 @@ class GradientFreeAttack(QueryAttack):
         return {"done": eps == 0, "eps": eps, "now": np.array(x), "best": value, "m": np.zeros_like(x)}
 
     def estimate(self, ask, part, pairs) -> np.ndarray:
-        """Gradients of the value at the current points, from so many pairs of queries for each sample."""
+        """Gradients of the value at the current points, for inputs in spans of the bounds.
+
+        Args:
+            ask: A `Queries`.
+            part: The state of the samples.
+            pairs: Pairs of queries for each sample, of shape (n,).
+        """
         now, shape = part["now"], part["x"].shape[1:]
-        radius = self.radius * (self.bounds[1] - self.bounds[0])
+        radius = self.radius * self.span
         total = np.zeros_like(now)
         for owner, number in pieces(pairs, 2 * now[0].size):
             seeds = draws.branch(part["seed"][owner], part["moves"][owner], number)
@@ -89,7 +95,7 @@ class GradientFreeAttack(QueryAttack):
             ends = np.concatenate([now[owner] + radius * u, now[owner] - radius * u])
             rows = part["row"][owner]
             value, _ = ask(np.concatenate([rows, rows]), np.clip(ends, *self.bounds).astype("float32", copy=False))
-            change = (value[: len(u)] - value[len(u) :]) / (2 * radius)
+            change = (value[: len(u)] - value[len(u) :]) / (2 * self.radius)
             add_up(total, owner, u * tall(change, u))
         return total / tall(pairs, total).astype("float32")
 

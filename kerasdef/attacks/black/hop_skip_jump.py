@@ -155,7 +155,7 @@ class HopSkipJump(QueryAttack):
         count = np.minimum(self.initial_queries * np.sqrt(t), self.most_queries).astype("int64")
         count = np.minimum(count, ask.left(part["row"]) - _RESERVE)
         radius = space.radius(d) * self.gamma * part["distance"]
-        radius = np.where(t == 1, _FIRST_RADIUS * (self.bounds[1] - self.bounds[0]), radius)
+        radius = np.where(t == 1, _FIRST_RADIUS * self.span, radius)
         normal = self._normal(ask, part, count, np.maximum(radius, np.finfo("float32").tiny), space)
         direction = on_rows(self.norm.steepest, normal)
         length = (part["distance"] / np.sqrt(t)).astype("float32")

@@ -6,20 +6,23 @@ from keras import ops
 
 from kerasdef import norms
 
-_INSIDE = 0.999999  # tanh never reaches the bounds: images are pulled in by this factor (authors' code)
+# The range of tanh is wider than the bounds by the inverse of this, and what lies outside is clipped. The authors have
+# 0.999999: near a bound, where most of an image may lie, hundreds of steps of Adam then change nothing.
+_INSIDE = 0.95
 _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # Adam's defaults (Kingma and Ba, 2015)
 
 
 def image(w, bounds: tuple[float, float]):
     """Images of free variables, of the same shape (n, ...), within the bounds."""
     low, high = bounds
-    return (ops.tanh(w) + 1.0) * ((high - low) / 2) + low
+    wide = ops.tanh(w) * ((high - low) / 2 / _INSIDE) + (low + high) / 2
+    return wide + ops.stop_gradient(ops.clip(wide, low, high) - wide)
 
 
 def free(x, bounds: tuple[float, float]):
     """Free variables of images, of the same shape (n, ...)."""
     low, high = bounds
-    return ops.arctanh(((x - low) * (2 / (high - low)) - 1.0) * _INSIDE)
+    return ops.arctanh((x - (low + high) / 2) * (2 * _INSIDE / (high - low)))
 
 
 def adam(w, grad, m, v, t, learning_rate):

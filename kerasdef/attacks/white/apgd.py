@@ -190,7 +190,7 @@ class _Sparse(_Rule):
         return [window] * (steps // window)
 
     def start(self, x, seeds, eps):
-        return self._project(x, draws.normal(seeds, x.shape[1:]), eps)
+        return self._project(x, draws.normal(seeds, x.shape[1:]) * (self.bounds[1] - self.bounds[0]), eps)
 
     def init(self, x, eps) -> dict:
         none = ops.zeros_like(eps)

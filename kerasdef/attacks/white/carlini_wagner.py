@@ -22,7 +22,7 @@ _LOOK = 10  # fewest steps between two looks: a few steps of Adam may rise befor
 class CarliniWagner(StepAttack):
     """Minimal-norm attack in L2: minimizes |delta|^2 + c * max(confidence - margin, 0) by Adam in tanh space.
 
-    Each sample has its own binary search over c and its own early abort: when its loss has not fallen by 0.01 % in a
+    Here delta is measured in spans of the bounds, so that c means the same in any range of inputs. Each sample has its own binary search over c and its own early abort: when its loss has not fallen by 0.01 % in a
     tenth of the steps, the next c begins. Samples on which it fails are returned unchanged.
 
     Args:
@@ -36,6 +36,8 @@ class CarliniWagner(StepAttack):
         bounds: Valid range of an input value.
 
     References: Carlini and Wagner, 2017, https://arxiv.org/abs/1608.04644 (section V.B and VI.A).
+    The range of tanh is 5 % wider than the bounds, and its images are clipped: in the authors' code features at a bound
+    do not move in the first hundreds of steps.
     """
 
     kind: ClassVar[str] = "minimal"
@@ -94,7 +96,7 @@ class CarliniWagner(StepAttack):
             z = image(w, self.bounds)
             logits = call(z)
             gain = self.goal.value(losses.margin, logits, y)
-            size = ops.sum(ops.square(norms.flatten(z - x)), axis=1)
+            size = ops.sum(ops.square(norms.flatten(z - x) / self.span), axis=1)
             reached = self.goal.reached(logits, y)
             return size + c * hinge(reached, gain, state["confidence"]), (z, size, gain, ops.cast(reached, gain.dtype))
 

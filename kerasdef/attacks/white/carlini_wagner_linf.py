@@ -24,7 +24,7 @@ _LOOK = 10  # fewest steps between two looks: a few steps of Adam may rise befor
 class CarliniWagnerLinf(StepAttack):
     """Minimal-norm attack in Linf: minimizes c * max(confidence - margin, 0) + sum of max(|delta| - tau, 0) by Adam.
 
-    Every sample has its own tau and c. A success makes tau `shrink` times the largest change, and Adam begins anew at
+    Here delta and tau are measured in spans of the bounds. Every sample has its own tau and c. A success makes tau `shrink` times the largest change, and Adam begins anew at
     the best point; a failure multiplies c by `growth`, until c exceeds `largest_c`. What is returned is the smallest
     adversarial change of all steps, also of failed ones; samples without any are returned unchanged.
 
@@ -94,7 +94,7 @@ class CarliniWagnerLinf(StepAttack):
             "v": ops.zeros_like(w),
             "t": ops.cast(none, "int32"),
             "c": parameters["initial_c"],
-            "tau": none + (self.bounds[1] - self.bounds[0]),
+            "tau": none + 1.0,
             "last": none + np.inf,
             "size": none + np.inf,
             "adv": x,
@@ -109,7 +109,7 @@ class CarliniWagnerLinf(StepAttack):
             z = image(w, self.bounds)
             logits = call(z)
             gain = self.goal.value(losses.margin, logits, y)
-            change = ops.abs(norms.flatten(z - x))
+            change = ops.abs(norms.flatten(z - x)) / self.span
             beyond = ops.sum(ops.maximum(change - ops.expand_dims(tau, 1), 0.0), axis=1)
             reached = self.goal.reached(logits, y)
             value = c * hinge(reached, gain, state["confidence"]) + beyond
@@ -134,7 +134,7 @@ class CarliniWagnerLinf(StepAttack):
 
         c = ops.where(lost, c * state["growth"], c)
         tau = ops.where(won, state["shrink"] * ops.minimum(tau, smallest), tau)
-        through = ops.logical_or(c > state["largest_c"], tau < _SMALLEST * (self.bounds[1] - self.bounds[0]))
+        through = ops.logical_or(c > state["largest_c"], tau < _SMALLEST)
         return {
             "w": select(over, free(adv, self.bounds), w),  # adv is x until there is something better
             "m": select(over, ops.zeros_like(m), m),

@@ -188,7 +188,7 @@ class FAB(StepAttack):
             self.bounds,
         )
         here, clean = ops.split(both, 2)
-        length, clean_length = ops.split(ops.maximum(self.norm.size(both), _LEAST), 2)
+        length, clean_length = ops.split(ops.maximum(self.norm.size(both), _LEAST * self.span), 2)
         alpha = per_sample(ops.minimum(length / (length + clean_length), state["alpha_max"]), x)
         return x + (1.0 - alpha) * (delta + eta * here) + alpha * eta * clean
 

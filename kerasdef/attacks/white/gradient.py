@@ -73,7 +73,7 @@ class GradientAttack(StepAttack):
 
     @property
     def parameters(self) -> dict:
-        """The radius, and the length of a step in input units or relative to it."""
+        """The radius, and the length of a step, in input units or relative to it."""
         step = "relative_step" if self.step_size is None else "step_size"
         return {"eps": self.eps, step: getattr(self, step)}
 
