@@ -12,6 +12,7 @@ import numpy as np
 from kerasdef import checks, losses, norms
 from kerasdef import random as draws
 from kerasdef.attacks.engine import spread
+from kerasdef.attacks.parts.inherited import arguments_of_base
 from kerasdef.attacks.queries import QueryAttack, add_up, on_rows, pieces, tall
 from kerasdef.norms import Linf, Norm
 
@@ -79,7 +80,7 @@ class GradientFreeAttack(QueryAttack):
         return {"done": eps == 0, "eps": eps, "now": np.array(x), "best": value, "m": np.zeros_like(x)}
 
     def estimate(self, ask, part, pairs) -> np.ndarray:
-        """Gradients of the value at the current points, for inputs in spans of the bounds.
+        """Gradients of the value at the current points.
 
         Args:
             ask: A `Queries`.
@@ -95,7 +96,7 @@ class GradientFreeAttack(QueryAttack):
             ends = np.concatenate([now[owner] + radius * u, now[owner] - radius * u])
             rows = part["row"][owner]
             value, _ = ask(np.concatenate([rows, rows]), np.clip(ends, *self.bounds).astype("float32", copy=False))
-            change = (value[: len(u)] - value[len(u) :]) / (2 * self.radius)
+            change = (value[: len(u)] - value[len(u) :]) / (2 * radius)
             add_up(total, owner, u * tall(change, u))
         return total / tall(pairs, total).astype("float32")
 
@@ -103,7 +104,7 @@ class GradientFreeAttack(QueryAttack):
         """One step of each sample."""
         x, eps = part["x"], part["eps"]
         pairs = np.minimum(self.pairs, (ask.left(part["row"]) - 1) // 2)
-        direction = self.ascent(self.estimate(ask, part, pairs), part)
+        direction = self.ascent(self.estimate(ask, part, pairs) * np.float32(self.span), part)
         length = self.relative_step * eps if self.step_size is None else np.full_like(eps, self.step_size)
         moved = np.clip(part["now"] + tall(length, x) * direction, *self.bounds)
         new = np.clip(x + on_rows(self.norm.project, moved - x, eps), *self.bounds)  # again: float noise
@@ -114,6 +115,7 @@ class GradientFreeAttack(QueryAttack):
         part["done"] |= reached
 
 
+@arguments_of_base
 @dataclass(frozen=True, repr=False)
 class NES(GradientFreeAttack):
     """Natural evolution strategies: signs of gradients estimated along normal directions, with momentum.
@@ -142,6 +144,7 @@ class NES(GradientFreeAttack):
         return on_rows(self.norm.steepest, part["m"])
 
 
+@arguments_of_base
 @dataclass(frozen=True, repr=False)
 class SPSA(GradientFreeAttack):
     """Simultaneous perturbation stochastic approximation: Adam on gradients estimated along random signs.

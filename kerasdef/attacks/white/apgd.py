@@ -69,7 +69,7 @@ def project_l1(x, delta, eps, bounds: tuple[float, float]):
 
 @dataclass(frozen=True)
 class _Rule(ABC):
-    """How a run climbs: its phases and checkpoints, its start, its steps. Memory is of one value a sample."""
+    """How a run raises the loss: its phases and checkpoints, its start, its steps. Memory is of one value a sample."""
 
     norm: Norm
     bounds: tuple[float, float]
@@ -231,8 +231,8 @@ class APGD(StepAttack):
 
     In Linf and L2 steps have momentum, start at 2 * eps and are halved where the loss stops rising. In L1 they move
     the largest gradients only, as many as the best point so far suggests. Where the paper and the authors' code
-    differ (a rise of exactly rho of the steps; the loss that the first step from the best point is compared with),
-    this is the paper.
+    differ (whether a rise of exactly rho of the steps is enough; with which loss the first step from the best point is
+    compared), this class follows the paper.
 
     Args:
         eps: Radius in input units (write `8 / 255`), at least 0. A number, or one for each sample of shape (n,).
@@ -244,7 +244,7 @@ class APGD(StepAttack):
         targets: With "targeted_dlr", classes that are tried in turn, the most likely of the clean input first; at
             most all but the label. Authors' code: 9.
         rho: Share of the steps between two checkpoints that must raise the loss, in (0, 1]. Paper: 0.75.
-        large_reps: In L1, first climb in balls of three and two times the radius.
+        large_reps: In L1, first run in balls of three and two times the radius.
         early_stop: When called on arrays, a sample leaves as soon as the goal is reached.
         goal: What the attacker wants; "targeted_dlr" chooses classes itself and cannot be wrapped in `Targeted`.
         bounds: Valid range of an input value.
@@ -363,7 +363,7 @@ class APGD(StepAttack):
         return len(self._table()) * self._runs(state["targets"].shape[1] + 1 if self.loss == TARGETED else None)
 
     def step(self, model, x, y, state: dict) -> dict:
-        """Climb once; at the end of a phase go on from its best point, at the end of a run start the next."""
+        """Raise the loss by one step; a new phase goes on from the best point, a new run has a start of its own."""
         table, moves, now = self._table(), state["moves"], state["now"]
         run = moves // len(table)
         row = ops.take(ops.convert_to_tensor(table), moves % len(table), axis=0)

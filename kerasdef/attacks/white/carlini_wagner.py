@@ -22,18 +22,20 @@ _LOOK = 10  # fewest steps between two looks: a few steps of Adam may rise befor
 class CarliniWagner(StepAttack):
     """Minimal-norm attack in L2: minimizes |delta|^2 + c * max(confidence - margin, 0) by Adam in tanh space.
 
-    Here delta is measured in spans of the bounds, so that c means the same in any range of inputs. Each sample has its own binary search over c and its own early abort: when its loss has not fallen by 0.01 % in a
-    tenth of the steps, the next c begins. Samples on which it fails are returned unchanged.
+    Here delta is measured in spans of the bounds, so that c means the same in any range of inputs. Each sample has its
+    own binary search over c and its own early abort: when its loss has not fallen by 0.01 % in a tenth of the steps,
+    the next c begins. Samples on which it fails are returned unchanged.
 
     Args:
         confidence: Margin that the adversarial class must reach, in logits; at least 0.
         steps: Adam steps for each c, at most (paper: 10,000; 1,000 is usual).
         binary_search_steps: Values of c that are tried (authors' code: 9).
         initial_c: First c (authors' code: 0.001).
-        learning_rate: Of Adam (authors' code: 0.01).
+        learning_rate: Learning rate of Adam, above 0 (authors' code: 0.01).
         abort_early: Whether to go on to the next c when the loss stalls.
         goal: What the attacker wants.
-        bounds: Valid range of an input value.
+        bounds: Valid range of an input value, `(low, high)`.
+        samples: Draws of a random model over which every gradient is averaged, at least 1.
 
     References: Carlini and Wagner, 2017, https://arxiv.org/abs/1608.04644 (section V.B and VI.A).
     The range of tanh is 5 % wider than the bounds, and its images are clipped: in the authors' code features at a bound

@@ -24,9 +24,10 @@ _LOOK = 10  # fewest steps between two looks: a few steps of Adam may rise befor
 class CarliniWagnerLinf(StepAttack):
     """Minimal-norm attack in Linf: minimizes c * max(confidence - margin, 0) + sum of max(|delta| - tau, 0) by Adam.
 
-    Here delta and tau are measured in spans of the bounds. Every sample has its own tau and c. A success makes tau `shrink` times the largest change, and Adam begins anew at
-    the best point; a failure multiplies c by `growth`, until c exceeds `largest_c`. What is returned is the smallest
-    adversarial change of all steps, also of failed ones; samples without any are returned unchanged.
+    Here delta and tau are measured in spans of the bounds. Every sample has its own tau and c. A success makes tau
+    `shrink` times the largest change, and Adam begins anew at the best point; a failure multiplies c by `growth`, until
+    c exceeds `largest_c`. What is returned is the smallest adversarial change of all steps, also of failed ones;
+    samples without any are returned unchanged.
 
     Args:
         confidence: Margin that the adversarial class must reach, in logits; at least 0.
@@ -35,10 +36,11 @@ class CarliniWagnerLinf(StepAttack):
         largest_c: Last c, about (authors' code: 20).
         growth: Factor on c after a failure, above 1 (paper: 2).
         shrink: Factor on tau after a success, in (0, 1) (paper: 0.9).
-        learning_rate: Of Adam, in tanh space (authors' code: 0.005).
+        learning_rate: Learning rate of Adam, above 0, in tanh space (authors' code: 0.005).
         abort_early: Whether a loss that has not fallen by 0.01 % in a tenth of the steps is a failure at once.
         goal: What the attacker wants.
-        bounds: Valid range of an input value.
+        bounds: Valid range of an input value, `(low, high)`.
+        samples: Draws of a random model over which every gradient is averaged, at least 1.
 
     References: Carlini and Wagner, 2017, https://arxiv.org/abs/1608.04644 (section VI.C).
     """

@@ -22,7 +22,7 @@ _ACROSS = L2()  # steps have this length in every norm (paper, Algorithm 1)
 
 @dataclass(frozen=True, repr=False)
 class FMN(StepAttack):
-    """Minimal-norm attack: climbs the margin by normalized steps while the radius follows the boundary.
+    """Minimal-norm attack: raises the margin by normalized steps while the radius follows the boundary.
 
     Until a sample has an adversarial point its radius is at least the distance to the linearized boundary; from then
     on it shrinks by a factor at adversarial points and grows by it at others. Step and factor fall along a cosine.
@@ -107,7 +107,7 @@ class FMN(StepAttack):
         return reached, size, kept
 
     def step(self, model, x, y, state: dict) -> dict:
-        """Update the radius, climb once, and return to the ball and the bounds."""
+        """Update the radius, raise the margin by one step, and return to the ball and the bounds."""
 
         def objective(call, z):
             logits = call(z)
