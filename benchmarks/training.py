@@ -26,8 +26,8 @@ from rich.table import Table
 from kerasdef import backend, models
 from kerasdef.attacks import PGD
 from kerasdef.models import networks
-from kerasdef.recipes.robust.methods import METHODS, Job
-from kerasdef.recipes.robust.settings import Settings
+from kerasdef.recipes.robust.methods import Job, method_of
+from kerasdef.recipes.robust.settings import METHODS, RobustSettings
 from kerasdef.training import AdversarialTraining, Mixture
 
 BATCH = 128
@@ -101,10 +101,10 @@ def art_seconds(shape, x, y, eps: float) -> float:
 def methods(shape, x, y, eps: float) -> list[dict]:
     """Time of an image and gradients of an image for each method, after tracing."""
     rows = []
-    for name, cls in METHODS.items():
-        method = cls()
-        settings = Settings(eps, "linf", 10, BATCH, 1e-3, 0.0, False, 0, "float32", 0.05, 1, False, 0)
-        model = networks.NETWORKS[method.network[0]](shape, 10)
+    for name in METHODS:
+        method = method_of(name, {})
+        settings = RobustSettings(eps=eps, epochs=10, batch_size=BATCH, average=False, augment=False)
+        model = networks.NETWORKS[method.own.networks[0]](shape, 10)
 
         def other(title, network, wrap=None):
             return networks.NETWORKS[network or "cnn11"](shape, 10)

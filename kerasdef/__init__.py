@@ -6,7 +6,7 @@ Public names load on first use, so `import kerasdef` does not import TensorFlow.
 import importlib
 
 from kerasdef._version import __version__ as __version__
-from kerasdef.catalog import METHODS as _METHODS
+from kerasdef.recipes.robust.settings import METHODS as _METHODS
 
 _PUBLIC = {
     "load_dataset": "kerasdef.datasets",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from keras import ops
@@ -31,7 +32,13 @@ def flatten(x):
 
 @dataclass(frozen=True)
 class Norm(ABC):
-    """A norm on perturbations."""
+    """A norm on perturbations.
+
+    Attributes:
+        title: What it is called in reports.
+    """
+
+    title: ClassVar[str]
 
     @abstractmethod
     def size(self, delta):
@@ -53,6 +60,8 @@ class Norm(ABC):
 @dataclass(frozen=True)
 class Linf(Norm):
     """Largest absolute change of any feature."""
+
+    title: ClassVar[str] = "Linf"
 
     def size(self, delta):
         """Norm of every sample: (n, ...) to (n,)."""
@@ -76,6 +85,8 @@ class Linf(Norm):
 @dataclass(frozen=True)
 class L2(Norm):
     """Euclidean norm."""
+
+    title: ClassVar[str] = "L2"
 
     def size(self, delta):
         """Norm of every sample: (n, ...) to (n,)."""
@@ -109,6 +120,8 @@ class L1(Norm):
         density: Share of the features that a steepest step moves, in (0, 1]. The exact steepest step moves one
             feature only, which is slow; SLIDE (Tramèr and Boneh, 2019) moves the top 1 %.
     """
+
+    title: ClassVar[str] = "L1"
 
     density: float = 0.01  # SLIDE: 99th percentile
 
@@ -187,6 +200,11 @@ class Masked(Norm):
             )
         object.__setattr__(self, "mask", mask.astype("bool"))
 
+    @property
+    def title(self) -> str:
+        """The inner norm, on some features."""
+        return f"{self.norm.title} of {int(self.mask.sum())} features"
+
     def _moving(self, delta):
         """The features that may move: (n, ...) to (n, m)."""
         return ops.take(flatten(delta), np.flatnonzero(_shaped("mask", self.mask, delta.shape[1:])), axis=1)
@@ -243,6 +261,7 @@ class Box(Norm):
     >>> x_adv = PGD(eps=1.0, norm=Box([0.1, 0.0, 0.3]))(model, x, y)  # the second column never moves
     """
 
+    title: ClassVar[str] = "Linf in units of the radii"
     radii: np.ndarray
 
     def __post_init__(self):

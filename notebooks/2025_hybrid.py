@@ -54,7 +54,6 @@
 # `KERASDEF_NOTEBOOK_OUT` is the folder of the runs; each method has a folder of its name below it.
 
 # %%
-import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -70,8 +69,8 @@ from matplotlib.figure import Figure
 import kerasdef
 from kerasdef.reporting import Report
 from kerasdef.reporting import figures as plots
-from kerasdef.recipes.robust.methods import METHODS
-from kerasdef.recipes.robust.settings import Settings
+from kerasdef.recipes.robust.methods import method_of
+from kerasdef.recipes.robust.settings import RobustSettings
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 print(f"kerasdef {kerasdef.__version__}, Keras {keras.__version__} on {keras.backend.backend()}")
@@ -145,7 +144,7 @@ def span(low, high):
 results = {}
 for method, settings in RUNS.items():
     results[method] = kerasdef.train_robust(
-        method, DATA, out=f"{OUT}/{method}", seed=SEED, show=False, **SETTINGS, **settings
+        method, DATA, out=f"{OUT}/{method}", seed=SEED, progress=False, **SETTINGS, **settings
     )
 reports = {method: result.report for method, result in results.items()}
 first = reports[OURS]
@@ -178,8 +177,8 @@ for method, report in reports.items():
 
 # %%
 record = first.settings
-method = METHODS[OURS](**record["method settings"])
-common = Settings(**{f.name: record[f.name] for f in dataclasses.fields(Settings)})
+method = method_of(OURS, record["method settings"])
+common = RobustSettings(**{name: record[name] for name in RobustSettings().record()})
 stages = method.stages(common)
 table = pd.DataFrame(
     {
@@ -191,7 +190,7 @@ table = pd.DataFrame(
     index=pd.Index(range(1, len(stages) + 1), name="stage"),
 )
 display(table)
-say(f"Loss in every stage: TRADES with a weight of {method.beta:g}; batches of {common.batch_size}.")
+say(f"Loss in every stage: TRADES with a weight of {method.own.beta:g}; batches of {common.batch_size}.")
 
 # %% [markdown]
 # ## 3. Accuracy (Tables 5 and 7)

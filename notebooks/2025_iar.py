@@ -121,8 +121,8 @@ if not same_data:
 
 # %%
 results = {
-    "true class": kerasdef.train_iar(DATA, out=OUT, seed=SEED, show=False, **SETTINGS),
-    "eleventh": kerasdef.train_iar(DATA, out=OUT + "-reject", seed=SEED, show=False, **SECOND, **SETTINGS),
+    "true class": kerasdef.train_iar(DATA, out=OUT, seed=SEED, progress=False, **SETTINGS),
+    "eleventh": kerasdef.train_iar(DATA, out=OUT + "-reject", seed=SEED, progress=False, **SECOND, **SETTINGS),
 }
 reports = {label: result.report for label, result in results.items()}
 main = reports["true class"]

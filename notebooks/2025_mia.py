@@ -184,7 +184,7 @@ figure
 # the same folder and the same settings: `kerasdef train mia --dataset mnist --out runs/mia-mnist`.
 
 # %%
-result = kerasdef.train_mia(DATA, out=OUT, seed=SEED, show=False)
+result = kerasdef.train_mia(DATA, out=OUT, seed=SEED, progress=False)
 report = result.report
 seconds = pd.Series(report.phases, name="seconds").round().astype(int)
 seconds["all"] = seconds.sum()

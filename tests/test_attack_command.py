@@ -1,5 +1,6 @@
 """`kerasdef attack`: any kind of model, resumable, honest about what it counts; the catalog is what there is."""
 
+import dataclasses
 import inspect
 import json
 import subprocess
@@ -13,13 +14,14 @@ from typer.testing import CliRunner
 
 import kerasdef
 import kerasdef.attacks
-from kerasdef import cli, datasets, defenses, models
-from kerasdef.attacks import PGD, Attack, CarliniWagner, Evade, GradientAttack, Restarts, Wrapper
+from kerasdef import catalog, cli, datasets, defenses, models
+from kerasdef.attacks import GMA, PGD, Attack, CarliniWagner, Evade, GradientAttack, Restarts, Wrapper
 from kerasdef.catalog import ATTACKS
 from kerasdef.defenses.loading import load_model
 from kerasdef.models.export import export
 from kerasdef.norms import NORMS
 from kerasdef.recipes.attack import attack as run
+from kerasdef.recipes.settings import AttackSettings
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +95,17 @@ def test_list_attacks_is_quick_and_imports_no_framework():
         assert info.paper in done.stdout
 
 
+def test_the_names_of_norms_are_those_there_are():
+    assert list(catalog.NORMS) == list(NORMS)
+
+
 # -- what is attacked ------------------------------------------------------------------------------
 
 
 def test_a_keras_file_is_attacked_and_the_result_is_kept(victim, data, tmp_path):
     victim.save(tmp_path / "linear.keras")
     found = run(
-        tmp_path / "linear.keras", "digits", "pgd", norm="linf", eps=0.05, n=100, out=tmp_path / "run", show=False
+        tmp_path / "linear.keras", "digits", "pgd", norm="linf", eps=0.05, n=100, out=tmp_path / "run", progress=False
     )
     x, y = data.x_test[:100], data.y_test[:100]
     stands = models.predict_logits(victim, found.result.x_adv).argmax(axis=1) == y
@@ -111,18 +117,20 @@ def test_a_keras_file_is_attacked_and_the_result_is_kept(victim, data, tmp_path)
     with np.load(tmp_path / "run" / "examples.npz") as kept:
         np.testing.assert_array_equal(kept["x_adv"], found.result.x_adv)
     assert all(path.exists() for path in found.files.values())
-    assert "accuracy left" in found.text()
+    assert (record["norm"], record["radius"], record["access"]) == ("Linf", [0.05], "gradients")
+    assert "robust accuracy" in found.text()
+    assert "not fooled" not in found.text()  # the same number, for a model that does not reject
 
     again = run(
-        tmp_path / "linear.keras", "digits", "pgd", norm="linf", eps=0.05, n=100, out=tmp_path / "run", show=False
+        tmp_path / "linear.keras", "digits", "pgd", norm="linf", eps=0.05, n=100, out=tmp_path / "run", progress=False
     )
     np.testing.assert_array_equal(again.result.x_adv, found.result.x_adv)
-    with pytest.raises(ValueError, match="differs in attacks"):
+    with pytest.raises(ValueError, match="differs in attack/eps"):
         run(tmp_path / "linear.keras", "digits", "pgd", norm="linf", eps=0.06, n=100, out=tmp_path / "run")
 
 
 def test_a_vote_is_attacked_whole_for_a_label_that_is_neither_true_nor_adversarial(vote, data):
-    found = run(vote, "digits", "pgd", eps=0.1, n=100, show=False)
+    found = run(vote, "digits", "pgd", eps=0.1, n=100, progress=False)
     y = data.y_test[:100]
     said = np.array(vote(found.result.x_adv)["label"])
     broken = found.result.broken_by >= 0
@@ -134,13 +142,22 @@ def test_a_vote_is_attacked_whole_for_a_label_that_is_neither_true_nor_adversari
     clean = np.array(vote(data.x_test[:100])["label"])
     assert found.clean_accuracy == np.mean(clean == y)
     assert found.result.clean_accuracy == np.mean((clean == y) | (clean == 10))
-    assert "not fooled" in found.text()
+    assert found.not_fooled == found.result.robust_accuracy
+    assert found.robust_accuracy == np.mean((clean == y) & ~broken & (found.result.broken_by != -2))
+    assert found.robust_accuracy <= min(found.clean_accuracy, found.not_fooled)
+    shown = found.text()
+    for name, value in (
+        ("Clean accuracy: ", found.clean_accuracy),
+        ("", found.robust_accuracy),
+        ("", found.not_fooled),
+    ):
+        assert f"{name}{value:.1%} [" in shown
 
 
 def test_autoattack_runs_on_a_vote(vote):
     settings = {"version": "custom", "parts": ("apgd-ce", "apgd-t", "fab-t")}
-    found = run(vote, "digits", "autoattack", eps=0.1, n=40, settings=settings, show=False)
-    pgd = run(vote, "digits", "pgd", eps=0.1, n=40, show=False)
+    found = run(vote, "digits", "autoattack", eps=0.1, n=40, settings=settings, progress=False)
+    pgd = run(vote, "digits", "pgd", eps=0.1, n=40, progress=False)
     assert found.result.robust_accuracy <= pgd.result.robust_accuracy
     assert list(found.table()["attack"]) == ["apgd-ce", "apgd-t", "fab-t"]
 
@@ -149,7 +166,7 @@ def test_a_callable_gets_black_box_attacks_only(victim, data):
     def serve(images):
         return models.predict_logits(victim, np.asarray(images, dtype="float32"))
 
-    found = run(serve, "digits", "square", eps=0.1, n=40, settings={"queries": 60}, show=False)
+    found = run(serve, "digits", "square", eps=0.1, n=40, settings={"queries": 60}, progress=False)
     assert 0 < found.result.evaluations.max() <= 60
     with pytest.raises(ValueError, match=r"black-box attack .*square.*Received: attack='pgd'"):
         run(serve, "digits", "pgd", eps=0.1)
@@ -157,18 +174,20 @@ def test_a_callable_gets_black_box_attacks_only(victim, data):
 
 def test_a_minimal_attack_counts_only_what_is_within_eps(victim, data):
     settings = {"steps": 60, "binary_search_steps": 3, "initial_c": 1.0, "learning_rate": 0.05}
-    free = run(victim, "digits", "carlini_wagner", n=60, settings=settings, show=False)
+    free = run(victim, "digits", "carlini_wagner", n=60, settings=settings, progress=False)
     distance = np.linalg.norm((free.result.x_adv - data.x_test[:60]).reshape(60, -1), axis=1)
     eps = float(np.median(distance[free.result.broken_by >= 0]))
-    bound = run(victim, "digits", "carlini_wagner", eps=eps, n=60, settings=settings, show=False)
+    bound = run(victim, "digits", "carlini_wagner", eps=eps, n=60, settings=settings, progress=False)
     wanted = (free.result.broken_by == -2) | ((free.result.broken_by >= 0) & (distance <= eps))
     np.testing.assert_array_equal(bound.result.success, wanted)
     assert bound.result.robust_accuracy > free.result.robust_accuracy
-    assert bound.table()["median_distance"].iloc[0] == pytest.approx(eps, rel=1e-4)
+    counted = distance[(free.result.broken_by >= 0) & (distance <= eps)]
+    assert bound.table()["median_distance"].iloc[0] == pytest.approx(np.median(counted), rel=1e-4)
+    assert bound.table()["norm"].iloc[0] == "L2"
 
 
 def test_an_attack_object_may_be_passed(victim):
-    found = run(victim, "digits", Restarts(PGD(eps=0.05, steps=5), 2), n=30, show=False)
+    found = run(victim, "digits", Restarts(PGD(eps=0.05, steps=5), 2), n=30, progress=False)
     assert found.table()["attack"].tolist() == ["restarts"]
     with pytest.raises(ValueError, match="belong to an attack given by name"):
         run(victim, "digits", CarliniWagner(), eps=0.1)
@@ -187,7 +206,7 @@ def test_a_saved_model_is_a_black_box_that_decides_as_the_vote(vote, data, tmp_p
     with pytest.raises(ValueError, match="black-box attack"):
         run(tmp_path / "saved_model", "digits", "autoattack", eps=0.1)
     settings = {"queries": 150}
-    found = run(tmp_path / "saved_model", "digits", "hop_skip_jump", n=10, settings=settings, show=False)
+    found = run(tmp_path / "saved_model", "digits", "hop_skip_jump", n=10, settings=settings, progress=False)
     said = np.array(vote(found.result.x_adv)["label"])
     broken = found.result.broken_by >= 0
     assert np.all((said[broken] != data.y_test[:10][broken]) & (said[broken] != 10))
@@ -208,7 +227,7 @@ def test_the_command_prints_a_table_and_paths(victim, tmp_path):
     assert done.exit_code == 0, done.output
     assert "fgsm" in done.output
     assert str(tmp_path / "o" / "attack.json") in done.output
-    settings = json.loads((tmp_path / "o" / "state" / "run.json").read_text())["attacks"]["fgsm"]
+    settings = json.loads((tmp_path / "o" / "state" / "run.json").read_text())["attack"]
     assert float(settings["eps"]) == 8 / 255
 
 
@@ -217,6 +236,12 @@ def test_the_command_prints_a_table_and_paths(victim, tmp_path):
     [
         (("--attack", "pdg", "--eps", "0.1"), "Did you mean 'pgd'"),
         (("--attack", "deepfool", "--norm", "l1"), "`norm` must be one of l2, linf for deepfool"),
+        (
+            ("--attack", "gma", "--eps", "0.1"),
+            "`eps` must not be given for gma, which has radii of its own. Its settings",
+        ),
+        (("--attack", "gma", "--set", "eps=0.1"), "`settings` must be one of mode, norm, steps, radii"),
+        (("--attack", "gma", "--set", "mode=all"), "`mode` must be 'cycle' here"),
         (("--attack", "pgd"), "`eps` must be given"),
         (("--attack", "pgd", "--eps", "8/0"), "`eps` must be a number or a fraction"),
         (("--attack", "pgd", "--eps", "-0.1"), "`eps` must be a finite number of at least 0"),
@@ -261,10 +286,47 @@ def test_an_export_elsewhere_knows_its_run_and_its_reject_class(victim, data, tm
     x, y = data.x_test[:40], data.y_test[:40]
     nine = y < 9
     small = datasets.Dataset.from_arrays(x[nine], y[nine], x[nine], y[nine])
-    found = run(tmp_path / "served", small, "square", eps=0.1, settings={"queries": 5}, show=False)
+    found = run(tmp_path / "served", small, "square", eps=0.1, settings={"queries": 5}, progress=False)
     assert found.report.reject == 9
     assert found.report.rejects("served") == 9
-    assert "saw no gradients" in " ".join(found.report.notes)
+    for text in (found.report.table(), found.report.html({})):
+        assert "sees the scores of the whole defense, not its gradients" in " ".join(text.split())
+        assert "knows the whole defense and" not in " ".join(text.split())
+
+
+def test_arrays_are_attacked_all_of_them_with_indices_or_one_hot_labels(victim, data):
+    x, y = data.x_test[:30], data.y_test[:30]
+    found = run(victim, (x, y), "fgsm", eps=0.1, progress=False)
+    assert len(found.result.success) == 30
+    again = run(victim, (x, np.eye(10)[y]), "fgsm", eps=0.1, progress=False)
+    np.testing.assert_array_equal(again.result.x_adv, found.result.x_adv)
+    with pytest.raises(ValueError, match="`y` must be class indices"):
+        run(victim, (x, np.ones((30, 10))), "fgsm", eps=0.1)
+
+
+def test_an_attack_of_a_data_set_is_in_its_bounds(victim, data):
+    model = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), *victim.layers])
+    wide = data.rescaled((0, 255))
+    found = run(model, wide, "pgd", eps=20.0, n=20, progress=False)
+    assert found.result.x_adv.max() <= 255
+    assert np.abs(found.result.x_adv - wide.x_test[:20]).max() > 1
+    with pytest.raises(ValueError, match="`attack` must have the bounds of the data"):
+        run(model, wide, PGD(eps=0.1), n=20)
+
+
+def test_an_attack_that_gives_several_images_for_one_is_refused(victim):
+    for attack in (GMA(mode="all"), Restarts(GMA(mode="all"), 2)):
+        with pytest.raises(ValueError, match="`mode` must be 'cycle' here"):
+            run(victim, "digits", attack, n=5)
+
+
+def test_the_signature_of_the_function_is_that_of_the_settings():
+    found = inspect.signature(kerasdef.attack).parameters
+    assert list(found)[:3] == ["model", "data", "attack"]
+    wanted = {f.name: f.default for f in dataclasses.fields(AttackSettings) if f.name != "model"}
+    assert {k: p.default for k, p in found.items() if k != "model"} == wanted
+    with pytest.raises(ValueError, match="Did you mean 'seed'"):
+        kerasdef.attack("m.keras", sead=3)
 
 
 def test_another_saved_model_does_not_take_up_the_state_of_the_first(victim, tmp_path):
@@ -272,7 +334,7 @@ def test_another_saved_model_does_not_take_up_the_state_of_the_first(victim, tmp
         victim.layers[-1].set_weights([w * scale for w in victim.layers[-1].get_weights()])
         export(victim, tmp_path / name)
     victim.layers[-1].set_weights([w / 1.1 for w in victim.layers[-1].get_weights()])
-    options = {"eps": 0.1, "n": 10, "settings": {"queries": 3}, "show": False, "out": tmp_path / "run"}
+    options = {"eps": 0.1, "n": 10, "settings": {"queries": 3}, "progress": False, "out": tmp_path / "run"}
     run(tmp_path / "one", "digits", "square", **options)
     with pytest.raises(ValueError, match="differs in model"):
         run(tmp_path / "two", "digits", "square", **options)

@@ -71,7 +71,7 @@ def test_plus_rand_and_l1_differ_as_published():
     assert (plus["apgd-ce"].restarts, plus["apgd-dlr"].restarts, plus["fab"].restarts) == (5, 5, 5)
     assert plus["apgd-dlr"].loss == "dlr"
     rand = AutoAttack(eps=0.1, version="rand").attacks()
-    assert list(rand) == ["apgd-ce", "apgd-dlr"]
+    assert list(rand) == ["apgd-ce", "apgd-dlr", "square"]  # the last is not the authors': see the next test
     assert all(part.samples == 20 and part.restarts == 1 for part in rand.values())
     l1 = AutoAttack(eps=8.0, norm="l1").attacks()
     assert (l1["apgd-ce"].restarts, l1["apgd-t"].targets) == (5, 5)
@@ -217,6 +217,27 @@ def test_a_vote_or_a_reject_class_is_attacked_by_its_goal(robust, digits):
 # -- a killed run goes on --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_rand_breaks_a_random_model_that_hides_its_gradients(digits, digits_model):
+    class Steps(keras.layers.Layer):
+        """Rounds to few levels, with noise: no gradient, and no two answers alike."""
+
+        def __init__(self):
+            super().__init__()
+            self.seeds = keras.random.SeedGenerator(0)
+
+        def call(self, z):
+            return keras.ops.round(8 * (z + 0.02 * keras.random.normal(keras.ops.shape(z), seed=self.seeds))) / 8
+
+    model = keras.Sequential([keras.Input((8, 8, 1)), Steps(), digits_model])
+    x, y = digits[2][:20], digits[3][:20]
+    with pytest.warns(UserWarning, match="Square"):
+        found = AutoAttack(eps=0.25, version="rand").run(model, x, y, progress=False)
+    left = found.table.set_index("attack").robust_accuracy
+    assert left["apgd-dlr"] > 0.5  # what gradients see
+    assert found.robust_accuracy < 0.2
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_result(robust, digits, tmp_path, monkeypatch):
     _, _, x, y = digits
     x, y = x[:120], y[:120]
@@ -230,8 +251,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_result(robust, digits, tmp_
     for file in blocks[2:]:  # as a kill after two blocks leaves it
         (tmp_path / "killed" / "pieces" / file.name).unlink()
     calls = []
-    original = APGD.run
-    monkeypatch.setattr(APGD, "run", lambda self, *a, **k: calls.append(len(a[1])) or original(self, *a, **k))
+    original = APGD._result
+    monkeypatch.setattr(APGD, "_result", lambda self, *a: calls.append(len(a[1])) or original(self, *a))
     again = attack.run(robust, x, y, progress=False, out=tmp_path / "killed")
     assert len(calls) == sum(name.name.startswith("00") for name in blocks) - 2
     np.testing.assert_array_equal(again.x_adv, whole.x_adv)

@@ -1,5 +1,8 @@
 """The command line: help for everything, one line for a wrong value, and each option arrives."""
 
+import dataclasses
+import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +14,12 @@ from typer.testing import CliRunner
 
 import kerasdef
 import kerasdef.recipes.mia.training as recipe
-from kerasdef import cli
-from kerasdef.catalog import METHODS
+from kerasdef import backend, cli, settings
+from kerasdef.cli import start
+from kerasdef.recipes.iar.settings import IARSettings
+from kerasdef.recipes.mia.settings import MIASettings
+from kerasdef.recipes.robust.settings import METHODS, RobustSettings
+from kerasdef.recipes.settings import AttackSettings, ExportSettings, ReportSettings
 
 
 def commands(command=None, path=()):
@@ -67,7 +74,11 @@ def test_every_command_stands_in_the_readme(path):
     assert f"kerasdef {' '.join(path)}" in readme.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "mia", "--help"], ["list", "datasets"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["train", "mia", "--help"], ["train", "pgd", "--help"], ["list", "datasets"]],
+    ids=" ".join,
+)
 def test_help_and_lists_come_without_importing_a_framework(words):
     code = (
         "import atexit, runpy, sys\n"
@@ -78,6 +89,88 @@ def test_help_and_lists_come_without_importing_a_framework(words):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("imported: []")
+
+
+# -- options are made from settings -------------------------------------------------------------------------------
+
+CLASSES = {("attack",): AttackSettings, ("export",): ExportSettings, ("report",): ReportSettings}
+CLASSES |= {("train", "mia"): MIASettings, ("train", "iar"): IARSettings}
+CLASSES |= {("train", name): RobustSettings for name in METHODS}
+
+
+@pytest.mark.parametrize("path", CLASSES, ids=" ".join)
+def test_every_option_and_argument_comes_from_a_field_and_says_what_it_says(path):
+    fields = {f.name: settings.info(f) for f in dataclasses.fields(CLASSES[path])}
+    wanted = {}
+    for name, about in fields.items():
+        if about.parts is not None:
+            wanted |= {f"--{part}-{name}": text for part, text in about.parts.items()}
+        elif about.argument:
+            wanted[name] = about.text
+        elif about.option is not None:
+            wanted[about.option or f"--{name.replace('_', '-')}"] = about.text
+    found = {p.opts[0]: p.help for p in COMMANDS[path].params if p.name != "help"}
+    if path[0] == "train" and path[1] in METHODS:
+        del found["--set"]
+    assert found == wanted
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_help_of_a_method_says_what_its_own_settings_mean(name):
+    said = " ".join(COMMANDS["train", name].help.split())
+    assert METHODS[name].summary() in said
+    for field in dataclasses.fields(METHODS[name]):
+        assert f"{field.name}={settings.plain(field.default)}: {settings.info(field).help}" in said
+
+
+def test_help_is_made_of_whole_sentences():
+    texts = [p.help for path in LEAVES for p in COMMANDS[path].params]
+    texts += [settings.info(f).text for own in METHODS.values() for f in dataclasses.fields(own)]
+    for text in texts:
+        assert text[0].isupper() or text.startswith('"rho"'), text
+        assert text.endswith("."), text
+        assert not text.startswith("Of "), text
+
+
+def test_version_is_printed():
+    done = CliRunner().invoke(cli.app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"kerasdef {kerasdef.__version__}\n")
+
+
+def test_list_methods_shows_the_settings_of_each_method():
+    done = CliRunner().invoke(cli.app, ["list", "methods"], env={"COLUMNS": "400"})
+    for name, own in METHODS.items():
+        (row,) = [line for line in done.output.splitlines() if line.split()[1:2] == [name]]
+        assert own.summary() in row
+        assert own.paper in row
+        assert all(f"{f.name}={settings.plain(f.default)}" in row for f in dataclasses.fields(own))
+
+
+# -- the start of TensorFlow --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_native_code_says_is_shown_when_the_start_fails_and_only_then(monkeypatch, capfd, fails):
+    def has_gpu():
+        os.write(2, b"CUDA_ERROR_NO_DEVICE\n")
+        if fails:
+            raise RuntimeError("no start")
+        return True
+
+    monkeypatch.setattr(backend, "has_gpu", has_gpu)
+    if fails:
+        with pytest.raises(RuntimeError, match="no start"):
+            start.load_backend()
+    else:
+        start.load_backend()
+    assert capfd.readouterr().err == ("CUDA_ERROR_NO_DEVICE\n" if fails else "")
+
+
+def test_a_gpu_that_is_not_found_is_not_silent(monkeypatch, capfd, tmp_path):
+    monkeypatch.setattr(backend, "has_gpu", lambda: os.write(2, b"CUDA_ERROR\n") == 0)
+    monkeypatch.setattr(start, "_NVIDIA", tmp_path)  # a driver is loaded
+    start.load_backend()
+    assert capfd.readouterr().err == "CUDA_ERROR\n"
 
 
 # -- train mia ----------------------------------------------------------------------------------------------------
@@ -147,8 +240,6 @@ def test_the_data_set_arrives(command, captured):
 
 
 def test_the_defaults_of_the_command_are_those_of_the_function(command, captured):
-    import inspect
-
     defaults = {k: v.default for k, v in inspect.signature(REAL_TRAIN).parameters.items()}
     assert command("train", "mia")[0] == 0
     data, kwargs = captured[0]
@@ -161,9 +252,9 @@ REAL_TRAIN = recipe.train
 
 
 def test_paths_stand_below_each_other_and_figures_are_not_listed(capsys):
-    cli._paths({"report.json": Path("a"), "figures/radii.png": Path("b"), "margins/saved_model": Path("c")})
+    start.print_paths({"report.json": Path("a"), "figures/radii.png": Path("b"), "margins/saved_model": Path("c")})
     assert capsys.readouterr().out == "        report.json  a\nmargins/saved_model  c\n"
-    cli._paths({})
+    start.print_paths({})
     assert capsys.readouterr().out == ""
 
 
@@ -191,6 +282,21 @@ def test_paths_stand_below_each_other_and_figures_are_not_listed(capsys):
 def test_a_wrong_value_is_one_line_and_status_2(refused, tmp_path, words, said):
     assert said in refused("train", "mia", "--out", tmp_path / "run", *words)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["attack", "m.keras", "--bounds", "255,0"], "`bounds` must be a pair (low, high) with low < high"),
+        (["attack", "m.keras", "--bounds", "0;255"], "`bounds` must be numbers separated by commas"),
+        (["train", "pgd", "--bounds", "3"], "`bounds` must be a pair"),
+        (["export", "runs/a", "--to", "pickle"], "`to` must be one of saved_model, keras"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_a_wrong_value_is_refused_before_a_framework_is_imported(refused, monkeypatch, words, said):
+    monkeypatch.setattr(start, "load_backend", lambda: pytest.fail("work began"))
+    assert said in refused(*words)
 
 
 @pytest.mark.parametrize("name", ["report", "export"])

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from kerasdef import backend, defenses
+from kerasdef import backend, defenses, models
 from kerasdef.attacks import PGD, Evade, Misclassify
 from kerasdef.defenses import Decision, Defense, EvadeVote, Plain, RejectClass, Voting, as_defense, load
-from kerasdef.models.bounds import float_input, from_pixels, input_bounds
+from kerasdef.models.bounds import from_pixels, input_bounds
 from kerasdef.models.export import export, facts_of
 from kerasdef.testing import check_defense
 
@@ -24,9 +24,10 @@ SHAPE = (4, 4, 1)
 
 def dense(seed, outputs=4, *, before=(), activation=None, dtype="float32"):
     """A classifier of small images whose logits are far from each other."""
-    normal = keras.initializers.RandomNormal(stddev=1.0, seed=seed)
-    head = layers.Dense(outputs, kernel_initializer=normal, activation=activation)
-    return keras.Sequential([keras.Input(SHAPE, dtype=dtype), *before, layers.Flatten(), head])
+    head = layers.Dense(outputs, activation=activation)
+    model = keras.Sequential([keras.Input(SHAPE, dtype=dtype), *before, layers.Flatten(), head])
+    head.set_weights([np.random.default_rng(seed).normal(size=head.kernel.shape), np.zeros(outputs)])
+    return model
 
 
 def wrapped(model, depth=2):
@@ -188,7 +189,9 @@ def test_as_defense_takes_models_defenses_and_callables():
     labels = as_defense(lambda x: np.zeros(len(x), int))
     assert labels.decide(noise()).label.tolist() == [0] * 30
     scores = as_defense(lambda x: np.tile([0.0, 2.0, 1.0], (len(x), 1)))
-    np.testing.assert_allclose(scores.decide(noise()).probabilities[0], np.exp([-2, 0, -1]) / np.exp([-2, 0, -1]).sum())
+    np.testing.assert_allclose(
+        scores.decide(noise()).probabilities[0], np.exp([-2, 0, -1]) / np.exp([-2, 0, -1]).sum(), rtol=1e-6
+    )
     with pytest.raises(ValueError, match="`bounds` must be those of the defense"):
         as_defense(plain, bounds=(0, 255))
     with pytest.raises(ValueError, match="`model` must be a Keras model or a callable"):
@@ -261,9 +264,8 @@ def test_a_model_of_uint8_has_gradients_behind_the_cast_and_the_same_answers(nes
     model = keras.Sequential([keras.Input(SHAPE, dtype="uint8"), base]) if nested else base
     pixels = np.random.default_rng(0).integers(0, 256, (40, *SHAPE)).astype("uint8")
     wanted = ops.convert_to_numpy(model(pixels))
-    found = float_input(model)
+    found = models.logits_view(model)
     np.testing.assert_allclose(found(pixels.astype("float32")), wanted, atol=1e-5)
-    assert float_input(found) is found
     defense = Plain(model)
     surface, goal = defense.surface()
     y = wanted.argmax(axis=1)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import without_address
 from keras import layers
@@ -14,7 +15,8 @@ from keras import layers
 import kerasdef
 import kerasdef.recipes.iar.training as recipe
 from kerasdef import defenses, models
-from kerasdef.attacks import FGSM, PGD, CarliniWagner
+from kerasdef.attacks import FGSM, PGD, AutoAttack, CarliniWagner
+from kerasdef.attacks.sequence import SequenceResult
 from kerasdef.defenses.loading import load_model
 from kerasdef.files import identity
 from kerasdef.goals import Evade, Misclassify
@@ -80,7 +82,7 @@ def settings(**changes):
         "epochs": 8,
         "n_test": 40,
         "autoattack": False,
-        "show": False,
+        "progress": False,
     }
     return common | changes
 
@@ -108,7 +110,7 @@ def data(digits):
 @pytest.fixture
 def lean(monkeypatch):
     """Runs that only train and see the paper's column: nothing is exported, drawn or attacked adaptively."""
-    monkeypatch.setattr(recipe._Run, "adaptive", lambda self, pieces, model: [])
+    monkeypatch.setattr(recipe._Run, "adaptive", lambda self: {})
     monkeypatch.setattr(recipe.Report, "save", lambda self, folder: {})
     monkeypatch.setattr(recipe.IAR, "export", lambda self, path, to="saved_model": path)
 
@@ -137,14 +139,14 @@ def rejecting(data):
             given.append((list(parts), weights))
             super().__init__(parts, weights, **kwargs)
 
-    def pgd(**options):
-        goals.append(options["goal"])
-        return recipe_pgd(**options)
+    def kept(defense, data, plan, *args, **options):
+        goals.extend(defense.surface()[1] for _ in plan.adaptive)
+        return evaluate(defense, data, plan, *args, **options)
 
-    recipe_pgd = recipe.PGD
+    evaluate = recipe.evaluate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "Shares", Kept)
-        patch.setattr(recipe, "PGD", pgd)
+        patch.setattr(recipe, "evaluate", kept)
         result = kerasdef.train_iar(data, **settings(adversarial_label="reject", weight=0.4, smoothing=0.2))
     return result, given, goals
 
@@ -170,7 +172,7 @@ def test_the_table_has_a_row_for_each_box_and_attack_with_the_numbers_of_the_rep
     for model in ("before", "after"):
         row = result.report.metrics(model, "gray_pgd")
         assert table.loc[("gray box", "pgd"), model] == 100 * row["adversarial_accuracy"]
-        assert table.loc[("gray box", "pgd"), f"{model}, not fooled"] == 100 * row["withstood"]
+        assert table.loc[("gray box", "pgd"), f"{model}, not fooled"] == 100 * row["not_fooled"]
 
 
 def test_gray_box_images_are_made_on_the_surrogate_and_are_the_same_for_both_models(run, judged):
@@ -270,7 +272,7 @@ def test_rho_is_looked_at_on_held_out_images_attacked_on_the_model_as_it_is(data
 @pytest.mark.usefixtures("lean")
 def test_rho_is_the_accuracy_of_held_out_images_under_attack_after_less_before(data, monkeypatch):
     looks = iter([{"fgsm": 0.25}, {"fgsm": 0.30}, {"fgsm": 0.35}, {"fgsm": 0.34}])
-    monkeypatch.setattr(recipe._Run, "withstood", lambda self, model: next(looks))
+    monkeypatch.setattr(recipe._Run, "not_fooled", lambda self, model: next(looks))
     result = kerasdef.train_iar(data, **settings(iterations=24, epochs=1))
     assert result.history["rho_fgsm"] == pytest.approx([0.05, 0.10, 0.09])
     assert result.history["val_robust_accuracy"] == [0.30, 0.35, 0.34]
@@ -288,7 +290,7 @@ def test_rho_is_the_accuracy_of_held_out_images_under_attack_after_less_before(d
 )
 def test_the_rule_needs_every_attack_and_counts_the_first_time(data, monkeypatch, looks, fired):
     given = iter([dict(zip(("fgsm", "again"), look, strict=True)) for look in looks])
-    monkeypatch.setattr(recipe._Run, "withstood", lambda self, model: next(given))
+    monkeypatch.setattr(recipe._Run, "not_fooled", lambda self, model: next(given))
     attacks = {"fgsm": Copy(), "again": Copy()}
     result = kerasdef.train_iar(data, **settings(attacks=attacks, batch_size=60, iterations=24, epochs=1))
     assert result.fired == fired
@@ -352,22 +354,26 @@ def test_the_attacker_of_a_rejecting_classifier_wants_a_label_neither_true_nor_k
     report = result.report
     assert report.settings["attacks"] == {"fgsm": identity(FGSM(eps=EPS, goal=Evade(10)), "attacks")}
     assert plain.report.settings["attacks"] == {"fgsm": identity(FGSM(eps=EPS), "attacks")}
-    assert [g for g in goals if g is not None] == [Evade(10)] * 2
+    assert goals == [Evade(10)] * 2
+    clean = report.outcome("after", "clean", "adaptive")
     for attack in ("pgd", "margin_pgd"):
         o = report.outcome("after", attack, "adaptive")
         good = (o.predicted == o.y) | (o.predicted == 10)
-        assert report.metrics("after", attack, "adaptive")["robust_accuracy"] == np.mean(good)
+        assert report.metrics("after", attack, "adaptive")["not_fooled"] == np.mean(good)
+        right = good & (clean.predicted == clean.y)
+        assert report.metrics("after", attack, "adaptive")["robust_accuracy"] == np.mean(right)
     assert report.metrics("after", "gray_fgsm")["detected"] > 0.3
     assert report.rejects("after") == 10
     assert "with the label 10" in " ".join(report.notes)
 
 
 def test_what_autoattack_doubts_stands_in_the_report(data, monkeypatch):
-    def doubtful(pieces, label, attack, model, x, y, **options):
-        assert (attack.eps, attack.goal) == (EPS, Evade(10))
-        return x, ["the model hides its gradients"]
+    def doubtful(self, model, x, y, **options):
+        table = pd.DataFrame([{"attack": "apgd-ce", "attacked": len(x), "broken": 0, "seconds": 0.0}])
+        flags, none = {"hidden": "the model hides its gradients"}, np.zeros(len(x), dtype="int64")
+        return SequenceResult(x, none > 0, none, ("apgd-ce",), none - 1, table, flags)
 
-    monkeypatch.setattr(recipe, "run_autoattack", doubtful)
+    monkeypatch.setattr(AutoAttack, "run", doubtful)
     report = kerasdef.train_iar(data, **settings(autoattack=True, epochs=1, iterations=8)).report
     assert report.flags == ["the model hides its gradients"]
     assert report.attacks("adaptive", "after") == ["pgd", "margin_pgd", "autoattack"]
@@ -576,13 +582,24 @@ def test_bad_settings_are_one_line_before_any_training(refusal, data, changes, s
     assert left == []
 
 
-def test_rows_and_other_bounds_are_refused(refusal, data):
+def test_rows_are_refused(refusal, data):
     x, y = data
-    wide = kerasdef.Dataset.from_arrays(2 * x - 1, y, 2 * x - 1, y, bounds=(-1.0, 1.0))
-    for given in ((x.reshape(len(x), -1), y), wide):
-        message, left = refusal(given)
-        assert "`data` must be images in the bounds (0, 1)" in message
-        assert left == []
+    message, left = refusal((x.reshape(len(x), -1), y))
+    assert "`data` must be images" in message
+    assert left == []
+
+
+@pytest.mark.usefixtures("lean")
+def test_data_in_other_bounds_is_the_same_data(data):
+    x, y = data
+    wide = kerasdef.Dataset.from_arrays(2 * x[:900] - 1, y[:900], 2 * x[900:] - 1, y[900:], bounds=(-1.0, 1.0))
+    unit = kerasdef.Dataset.from_arrays(x[:900], y[:900], x[900:], y[900:])
+    changes = {"attacks": None, "iterations": 6, "round_size": 30, "batch_size": 30, "epochs": 1}
+    a = kerasdef.train_iar(unit, **settings(**changes))
+    b = kerasdef.train_iar(wide, **settings(**changes | {"eps": 2 * EPS}))
+    assert a.report.settings["eps"] == b.report.settings["eps"] == EPS
+    for one, other_one in zip(weights(a.model), weights(b.model), strict=True):
+        np.testing.assert_allclose(one, other_one, atol=1e-3)  # float32
 
 
 def test_a_folder_with_other_files_is_refused(data, tmp_path):

@@ -84,7 +84,7 @@ def settings(**changes):
         "limit": 60,
         "adaptive_limit": 20,
         "callbacks": [Watch()],
-        "show": False,
+        "progress": False,
     }
     return common | changes
 

@@ -12,7 +12,7 @@ from kerasdef.attacks.black.gradient_free import NES, SPSA
 from kerasdef.attacks.black.hop_skip_jump import HopSkipJump
 from kerasdef.attacks.black.square import Square
 from kerasdef.attacks.black.zoo import ZOO
-from kerasdef.attacks.queries import Queries, pieces
+from kerasdef.attacks.queries import Queries, QueryAttack, pieces
 from kerasdef.attacks.wrappers.base import Targeted
 from kerasdef.goals import Evade, Hit
 from kerasdef.models import BlackBox
@@ -119,6 +119,54 @@ def test_pieces_give_every_point_once_and_keep_to_their_size(monkeypatch):
     assert max(len(owner) for owner, _ in parts) == 3
     pairs = [pair for owner, number in parts for pair in zip(owner.tolist(), number.tolist(), strict=True)]
     assert pairs == [(i, j) for i, count in enumerate(counts) for j in range(count)]
+
+
+class Work(np.ndarray):
+    """An array that counts the items that NumPy goes through in it and in what is made of it."""
+
+    items = 0
+
+    @classmethod
+    def _plain(cls, values):
+        return tuple(np.asarray(v) if isinstance(v, cls) else v for v in values)
+
+    @classmethod
+    def _counted(cls, values, found):
+        cls.items += max((v.size for v in values if isinstance(v, np.ndarray)), default=0)
+        return found.view(cls) if isinstance(found, np.ndarray) else found
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        if out is not None:
+            options["out"] = self._plain(out)
+        seen = inputs[1:] if method == "at" else inputs  # that touches only the places that are named
+        return self._counted(seen, getattr(ufunc, method)(*self._plain(inputs), **options))
+
+    def __array_function__(self, function, types, inputs, options):
+        return self._counted(inputs, super().__array_function__(function, types, inputs, options))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Ladder(QueryAttack):
+    """Asks for every sample again and again until its budget is spent; counts its own work."""
+
+    def init(self, x, seeds, value):
+        return {"done": np.zeros(len(x), dtype=bool).view(Work)}
+
+    def round(self, ask, part):
+        ask.spent = ask.spent.view(Work)
+        ask(np.asarray(part["row"]), part["x"])
+
+
+def test_the_work_grows_with_the_number_of_samples_and_not_with_its_square():
+    found = {}
+    for n in (40, 160):
+        Work.items = 0
+        model = Counter(n=n)
+        result = Ladder(queries=6).run(model, model.x, model.oracle.logits(model.x).argmax(axis=1), batch_size=4)
+        assert (result.evaluations == 6).all()
+        found[n] = Work.items
+    assert found[40] > 40
+    assert found[160] < 5 * found[40]  # 4 and what is the same for any number
 
 
 # -- answers ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Robust training on a few hundred digits: what each method returns, what it repeats, what it refuses."""
 
 import dataclasses
+import inspect
 import json
 import re
 import shutil
@@ -12,20 +13,23 @@ from typing import ClassVar
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from keras import layers
 
 import kerasdef
-import kerasdef.recipes.robust.report as robust_report
-import kerasdef.recipes.robust.settings as shared
 import kerasdef.recipes.robust.training as recipe
-from kerasdef import catalog, models
-from kerasdef.attacks import FGSM
+from kerasdef import models
+from kerasdef.attacks import FGSM, AutoAttack
+from kerasdef.attacks.sequence import SequenceResult
 from kerasdef.datasets import as_dataset
 from kerasdef.evaluation import Outcome
 from kerasdef.models import networks
-from kerasdef.recipes.robust.methods import METHODS, Multistage
+from kerasdef.recipes.robust.methods import METHODS as DOES
+from kerasdef.recipes.robust.methods import method_of
+from kerasdef.recipes.robust.settings import METHODS, RobustSettings
 from kerasdef.reporting import Report
+from kerasdef.settings import info
 from kerasdef.training import AdversarialTraining
 
 EPS = 0.1
@@ -34,6 +38,7 @@ SERVE = """
 import sys
 sys.modules["kerasdef"] = sys.modules["keras"] = None  # importing them raises
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 loaded = tf.saved_model.load(sys.argv[1])
 found = loaded.signatures["serving_default"](images=tf.constant(np.load(sys.argv[2])))
@@ -72,7 +77,7 @@ def settings(**changes):
         "valid_size": 0.2,
         "n_test": 32,
         "autoattack": False,
-        "show": False,
+        "progress": False,
     }
     return {k: v for k, v in (common | changes).items() if v is not None}
 
@@ -126,16 +131,31 @@ def run(data, tmp_path_factory):
 # -- every method -------------------------------------------------------------------------------------------------
 
 
-def test_the_catalog_the_methods_and_the_functions_are_the_same():
-    assert list(catalog.METHODS) == list(METHODS)
+def test_every_method_has_settings_what_it_does_and_a_function():
+    assert set(DOES) == set(METHODS.values())
     for name in METHODS:
         function = getattr(kerasdef, f"train_{name}")
         assert function.__name__ == f"train_{name}"
-        assert METHODS[name].__doc__.splitlines()[0] in function.__doc__
         assert f"train_{name}" in dir(kerasdef)
-        own = {f.name: f.default for f in dataclasses.fields(METHODS[name])}
-        assert catalog.METHODS[name].settings == own
-        assert all(f"{setting}=" in function.__doc__ for setting in own)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_function_of_a_method_shows_and_explains_the_common_and_its_own_settings(name):
+    function = getattr(kerasdef, f"train_{name}")
+    found = inspect.signature(function).parameters
+    assert next(iter(found)) == "data"
+    for cls in (RobustSettings, METHODS[name]):
+        for field in dataclasses.fields(cls):
+            assert found[field.name].default == field.default
+            assert f"    {field.name}: {info(field).help[:40]}" in inspect.getdoc(function)
+    assert not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values())
+    assert METHODS[name].summary() in function.__doc__
+
+
+def test_the_function_of_all_methods_shows_the_common_settings():
+    found = inspect.signature(kerasdef.train_robust).parameters
+    assert list(found)[:2] == ["method", "data"]
+    assert {f.name for f in dataclasses.fields(RobustSettings)} <= set(found)
 
 
 FEW = {
@@ -162,7 +182,8 @@ def test_every_method_trains_and_is_judged_by_attacks_that_know_it(method, data)
     assert report.attacks("adaptive", method) == ["fgsm", "pgd", "cw"]
     assert all(len(report.outcome(method, a, "adaptive")) == 32 for a in ("clean", "fgsm", "pgd", "cw"))
     assert report.outcome(method, "pgd", "adaptive").distance.max() <= EPS + 1e-6  # float32
-    assert report.outcome(method, "clean", "adaptive").distance.max() == 0
+    assert {report.metrics(method, a, "adaptive")["norm"] for a in ("fgsm", "pgd", "cw")} == {"Linf"}
+    assert report.metrics(method, "pgd", "adaptive")["radius_max"] == pytest.approx(EPS)
     for name in ("loss", "val_loss", "val_robust_accuracy"):
         assert np.all(np.isfinite(result.history[name]))
         assert len(result.history[name]) == FEW.get(method, {}).get("epochs", 2)
@@ -233,8 +254,12 @@ def test_the_weights_are_those_of_the_epoch_that_withstood_most(data):
 
 @pytest.mark.slow
 def test_what_autoattack_doubts_stands_in_the_report(data, monkeypatch):
-    doubt = lambda pieces, label, attack, model, x, y, **options: (x, ["the model hides its gradients"])  # noqa: E731
-    monkeypatch.setattr(robust_report, "run_autoattack", doubt)
+    def doubtful(self, model, x, y, **options):
+        table = pd.DataFrame([{"attack": "apgd-ce", "attacked": len(x), "broken": 0, "seconds": 0.0}])
+        flags, none = {"hidden": "the model hides its gradients"}, np.zeros(len(x), dtype="int64")
+        return SequenceResult(x, none > 0, none, ("apgd-ce",), none - 1, table, flags)
+
+    monkeypatch.setattr(AutoAttack, "run", doubtful)
     report = kerasdef.train_fast(data, **settings(autoattack=True, epochs=1, n_test=8)).report
     assert report.flags == ["the model hides its gradients"]
 
@@ -365,7 +390,7 @@ def test_a_process_that_was_killed_and_started_again_ends_with_the_same_weights(
         "n_test": 16,
         "autoattack": False,
     }
-    whole = kerasdef.train_fast("digits", **options, show=False)
+    whole = kerasdef.train_fast("digits", **options, progress=False)
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     with np.load(folder / "pieces" / "model.npz") as kept:
@@ -524,16 +549,13 @@ def test_the_command_trains_a_model_and_data_of_your_own_and_the_run_can_be_atta
 
 
 def common(**changes):
-    fields = {f.name: None for f in dataclasses.fields(shared.Settings)}
-    usual = {"eps": 0.3, "norm": "linf", "epochs": 10, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 0.0}
-    usual |= {"shift": 0, "precision": "float32", "valid_size": 0.1, "n_test": 10, "seed": 0}
-    return shared.Settings(**(fields | usual | changes))
+    return RobustSettings(**({"eps": 0.3, "epochs": 10, "batch_size": 64, "n_test": 10} | changes))
 
 
 @pytest.mark.parametrize("epochs", [3, 4, 5, 7, 10, 11, 33])
 @pytest.mark.parametrize("shares", [(0.2, 0.2, 0.6), (1, 1, 1), (0.9, 0.05, 0.05), (5, 5, 1)])
 def test_the_epochs_of_the_stages_add_up_and_each_has_one_at_least(epochs, shares):
-    stages = Multistage(shares=shares).stages(common(epochs=epochs))
+    stages = method_of("multistage", {"shares": shares}).stages(common(epochs=epochs))
     assert sum(stage.epochs for stage in stages) == epochs
     assert min(stage.epochs for stage in stages) >= 1
     assert [stage.attack.steps for stage in stages] == [2, 3, 5]
@@ -662,6 +684,8 @@ BAD = {
         "classification loss",
     ),
     "no eps": ("pgd", {"eps": None}, "`eps` must be given for data other than"),
+    "no eps for another norm": ("pgd", {"eps": None, "norm": "l2"}, "norms other than linf"),
+    "bounds upside down": ("pgd", {"bounds": (255, 0)}, "`bounds` must be a pair"),
     "eps of 0": ("pgd", {"eps": 0.0}, "`eps` must be a finite number above 0"),
     "eps below 0": ("pgd", {"eps": -0.1}, "`eps` must be a finite number above 0"),
     "eps that is no number": ("pgd", {"eps": float("nan")}, "`eps` must be a finite number above 0"),
@@ -717,6 +741,27 @@ def test_networks_that_cannot_take_the_images_are_refused_before_any_training(re
     said, left = refusal("pgd", (x, y), network="cnn11")
     assert "`input_shape` of cnn11" in said
     assert left == []
+
+
+def test_data_in_other_bounds_is_the_same_data(data):
+    x, y, x_test, y_test = data
+    wide = kerasdef.Dataset.from_arrays(255 * x, y, 255 * x_test, y_test, bounds=(0, 255))
+    unit = kerasdef.train_fast(data, **settings(epochs=1, n_test=8))
+    found = kerasdef.train_fast(wide, **settings(epochs=1, n_test=8, eps=255 * EPS))
+    assert found.report.settings["eps"] == pytest.approx(EPS)
+    for a, b in zip(weights(found.model), weights(unit.model), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)  # float32
+
+
+def test_your_own_model_is_trained_and_attacked_in_the_bounds_of_the_data(data):
+    x, y, x_test, y_test = data
+    wide = kerasdef.Dataset.from_arrays(255 * x, y, 255 * x_test, y_test, bounds=(0, 255))
+    model = own(front=(layers.Rescaling(1 / 255),))
+    found = kerasdef.train_pgd(wide, model=model, **settings(network=None, epochs=4, n_test=16, eps=20.0))
+    distance = found.report.outcome("pgd", "pgd", "adaptive").distance
+    assert 1 < distance.max() <= 20 * (1 + 1e-5)  # float32
+    assert found.report.settings["eps"] == 20
+    assert np.mean(models.predict_logits(model, 255 * x_test).argmax(axis=1) == y_test) > 0.3
 
 
 def test_augmentation_is_for_images(refusal):
@@ -781,7 +826,7 @@ def test_each_option_of_a_method_arrives(monkeypatch, command, digits, tmp_path)
         given.update(kwargs, method=method, data=data)
         return Table
 
-    monkeypatch.setattr(recipe, "train", train)
+    monkeypatch.setattr("kerasdef.recipes.robust.train", train)
     words = (
         f"--dataset {own} --network cnn11 --eps 8/255 --norm l2 --epochs 3 --batch-size 16 --learning-rate 0.01 "
         "--weight-decay 0.1 --no-average --augment --precision bfloat16 --valid-size 0.1 --n-train 99 --n-test 9 "
@@ -793,4 +838,4 @@ def test_each_option_of_a_method_arrives(monkeypatch, command, digits, tmp_path)
     wanted |= {"batch_size": 16, "learning_rate": 0.01, "weight_decay": 0.1, "average": False, "augment": True}
     wanted |= {"precision": "bfloat16", "valid_size": 0.1, "n_train": 99, "n_test": 9, "autoattack": False}
     assert str(given.pop("out")) == "there"
-    assert given == wanted | {"model": None, "steps": 3, "awp": 0.01, "seed": 5}
+    assert given == wanted | {"model": None, "bounds": None, "steps": 3, "awp": 0.01, "seed": 5}

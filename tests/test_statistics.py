@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerasdef.evaluation.statistics import auroc, mcnemar, threshold_at_fpr, tpr_at_fpr, wilson
+from kerasdef.evaluation.statistics import auroc, mcnemar, share_interval, threshold_at_fpr, tpr_at_fpr, wilson
 
 scores = st.lists(st.floats(-5, 5, width=16), min_size=1, max_size=30).map(np.array)
 
@@ -47,6 +48,35 @@ def test_wilson_holds_the_share_and_shrinks_with_n(n, share):
     assert -1e-12 <= low <= k / n + 1e-12
     assert k / n - 1e-12 <= high <= 1 + 1e-12
     assert wide_high - wide_low > high - low > more_high - more_low
+
+
+def test_an_interval_counts_an_image_under_four_attacks_once():
+    rng = np.random.default_rng(0)
+    good, image = rng.random(100) < 0.7, np.arange(100)
+    assert share_interval(good, image) == wilson(int(good.sum()), 100)
+    low, high = share_interval(np.tile(good, 4), np.tile(image, 4))  # four attacks that all find the same
+    assert (low, high) == pytest.approx(wilson(int(good.sum()), 100), abs=0.02)
+    narrow = wilson(4 * int(good.sum()), 400)
+    assert high - low > 1.8 * (narrow[1] - narrow[0])
+    assert share_interval(np.tile(good, 4), np.tile(image, 4)) == (low, high)  # seeded
+
+
+def test_an_interval_over_images_is_the_bootstrap_of_scipy():
+    rng = np.random.default_rng(1)
+    image = np.repeat(np.arange(60), rng.integers(1, 4, 60))
+    good = rng.random(len(image)) < rng.random(60)[image]  # some images are harder
+    rows, right = np.bincount(image), np.bincount(image, weights=good)
+    wanted = scipy.stats.bootstrap(
+        (right, rows), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, method="percentile", rng=2
+    ).confidence_interval
+    assert share_interval(good, image) == pytest.approx((wanted.low, wanted.high), abs=0.01)
+
+
+def test_an_interval_of_images_that_are_all_alike_is_not_a_point():
+    assert share_interval(np.ones(40), np.repeat(np.arange(10), 4)) == wilson(10, 10)
+    assert share_interval(np.zeros(40), np.repeat(np.arange(10), 4)) == wilson(0, 10)
+    with pytest.raises(ValueError, match="`good` and `image` must be non-empty"):
+        share_interval([], [])
 
 
 def test_mcnemar_counts_the_coin_tosses():

@@ -13,8 +13,13 @@ import keras
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.attacks import signs
 from kerasdef.goals import Goal
 from kerasdef.models import Victim
+from kerasdef.norms import Norm
+from kerasdef.threat import ThreatModel
+
+KNOWS = {"white box": "the whole model", "black box": "the outputs of the model"}
 
 _FRESH = 21  # draws of a random model by which success is judged: odd, so that no vote ties
 _JUDGED = 2**20  # seed of the first of them, far from those of attacks
@@ -43,6 +48,7 @@ class Attack(ABC):
         bounds: Valid range of an input value, `(low, high)`.
         access: What it needs of the model: "white box" (gradients) or "black box" (outputs).
         kind: "budget" (the strongest input in a ball) or "minimal" (the smallest change that is enough).
+        norm: Norm in which changes are measured, or None.
         per_sample: Names of the settings that may have a value for each sample, of shape (n, ...).
     """
 
@@ -51,6 +57,7 @@ class Attack(ABC):
     per_sample: ClassVar[tuple[str, ...]] = ("eps",)
     goal: Goal
     bounds: tuple[float, float]
+    norm: Norm | str | None = None
 
     def __call__(
         self,
@@ -82,9 +89,11 @@ class Attack(ABC):
         Raises:
             ValueError: x outside the bounds, of the wrong shape or type, or with NaN; labels out of range.
         """
-        model, x, y = self._prepare(model, x, y)
+        victim, x, y = self._prepare(model, x, y)
         checks.positive_int("batch_size", batch_size)
-        return self._run(model, x, y, batch_size, checks.non_negative_int("seed", seed), progress)[0]
+        checks.non_negative_int("seed", seed)
+        self._warn(victim, x, y)
+        return self._run(victim, x, y, batch_size, seed, progress)[0]
 
     def run(
         self,
@@ -97,12 +106,19 @@ class Attack(ABC):
         progress: bool | None = None,
     ) -> Result:
         """Attack every sample of an array, and tell which fell and what it cost; arguments as in a call."""
-        model, x, y = self._prepare(model, x, y)
+        victim, x, y = self._prepare(model, x, y)
         checks.positive_int("batch_size", batch_size)
         checks.non_negative_int("seed", seed)
-        x_adv, evaluations = self._run(model, x, y, batch_size, seed, progress)
-        truth = np.repeat(y, len(x_adv) // len(y))  # one attack returns several images for one
-        return Result(x_adv, self._success(model, x_adv, truth), evaluations)
+        self._warn(victim, x, y)
+        return self._result(victim, x, y, batch_size, seed, progress)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model: norm, radius, bounds, goal, access and queries."""
+        known = {"goal": self.goal, "bounds": self.bounds, "access": self.access}
+        names = {f.name for f in dataclasses.fields(self)} | {"norm"}
+        known |= {name: getattr(self, name) for name in ("norm", "eps", "queries") if name in names}
+        return ThreatModel(**known, knows=KNOWS[self.access])
 
     def with_goal(self, goal: Goal) -> Attack:
         """This attack with another goal."""
@@ -120,6 +136,18 @@ class Attack(ABC):
         return dataclasses.replace(self, **changes) if changes else self
 
     # -- what subclasses fill in --------------------------------------------------------------------------------
+
+    def _result(self, victim: Victim, x, y, batch_size: int, seed: int, show: bool | None) -> Result:
+        """Attack checked arrays and judge what was found."""
+        x_adv, evaluations = self._run(victim, x, y, batch_size, seed, show)
+        truth = np.repeat(y, len(x_adv) // len(y))  # one attack returns several images for one
+        return Result(x_adv, self._success(victim, x_adv, truth), evaluations)
+
+    def _warn(self, victim: Victim, x, y) -> None:
+        """Say what hides weaknesses of the model from an attack that follows its gradients."""
+        if self.access == "white box":
+            for text in signs.blind_spots(victim, x, y, self.goal).values():
+                signs.warn(text)
 
     @abstractmethod
     def _run(self, model, x, y, batch_size: int, seed: int, show: bool | None) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ from kerasdef import random as draws
 from kerasdef.attacks.base import Attack
 from kerasdef.goals import Goal, Misclassify
 from kerasdef.models import Victim, WhiteBox
+from kerasdef.models.victim import mean_logits
 from kerasdef.random import sample_seeds
 from kerasdef.runs import progress
 
@@ -61,10 +62,8 @@ def logits_at(victim: WhiteBox, z, seeds, counter):
     """
     if not victim.random:
         return victim.logits(z)
-    seeds = draws.fold(seeds, ops.cast(counter, "uint32") + ops.convert_to_tensor(np.uint32(JUDGED)))
-    many = draws.fold(ops.repeat(seeds, _DRAWS), ops.tile(ops.arange(_DRAWS), ops.shape(seeds)))
-    logits = victim.logits(ops.repeat(z, _DRAWS, axis=0), many)
-    return ops.mean(ops.reshape(logits, (-1, _DRAWS, *logits.shape[1:])), axis=1)
+    late = ops.cast(counter, "uint32") + ops.convert_to_tensor(np.uint32(JUDGED))
+    return mean_logits(victim, z, draws.fold(seeds, late), _DRAWS)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -20,7 +20,7 @@ from kerasdef import backend, checks, losses, models
 from kerasdef import random as draws
 from kerasdef.attacks.base import Attack
 from kerasdef.goals import Evade, Goal, Misclassify
-from kerasdef.models.victim import WhiteBox
+from kerasdef.models.victim import Victim, WhiteBox, mean_logits
 from kerasdef.random import sample_seeds
 from kerasdef.runs import progress
 
@@ -42,13 +42,17 @@ class Queries:
         y: Labels of all samples, of shape (n,).
         budget: Most queries for each sample.
         loss: What the goal makes its value of.
+        samples: Passes of a random model that are averaged for an answer; each counts as a query.
     """
 
-    def __init__(self, model, goal: Goal, y: np.ndarray, budget: int, loss: Callable = losses.margin):
+    def __init__(
+        self, model: Victim, goal: Goal, y: np.ndarray, budget: int, loss: Callable = losses.margin, samples: int = 1
+    ):
+        self.samples = samples
         self.model, self.goal, self.loss = model, goal, loss
         self.y, self.budget = y, budget
         self.spent = np.zeros(len(y), dtype="int64")
-        self.program = _program(model, goal, loss) if model.access == "gradients" else None
+        self.program = _program(model, goal, loss, samples) if model.access == "gradients" else None
         self.draws = draws.sample_seeds(1, np.arange(len(y)))  # of a random model: each question draws anew
 
     def clean(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,8 +63,8 @@ class Queries:
         return self._judge(self.model.predict(x), self.y)
 
     def left(self, rows) -> np.ndarray:
-        """Queries that are left to these samples."""
-        return self.budget - self.spent[rows]
+        """Answers that are left to these samples."""
+        return (self.budget - self.spent[rows]) // self.samples
 
     def __call__(self, rows: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ask for points of samples.
@@ -80,7 +84,7 @@ class Queries:
         elif not len(asked):
             return value, reached
         value[asked], reached[asked] = self._answer(z[asked], rows[asked])
-        np.add.at(self.spent, rows[asked], 1)
+        np.add.at(self.spent, rows[asked], self.samples)
         return value, reached
 
     def _covered(self, rows) -> np.ndarray | None:
@@ -104,7 +108,8 @@ class Queries:
     def _answer(self, z, rows):
         y = self.y[rows]
         if self.program is None:
-            return self._judge(self.model(z), y)
+            answers = [self.model(z) for _ in range(self.samples)]
+            return self._judge(answers[0] if self.samples == 1 else np.mean(answers, axis=0), y)
         size = _ROWS_GPU if backend.has_gpu() else _ROWS
         drawn = draws.branch(self.draws[rows], self.spent[rows], _rank(rows)) if self.model.random else self.draws[rows]
         value, reached = np.empty(len(z), dtype="float32"), np.empty(len(z), dtype=bool)
@@ -123,15 +128,15 @@ def _rank(rows: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _program(victim: WhiteBox, goal, loss):
+def _program(victim: WhiteBox, goal, loss, samples: int):
     """Compiled answers of a Keras model to points with labels; kept as long as the model lives."""
     kept = _PROGRAMS.setdefault(victim.view, OrderedDict())
-    key = goal, loss, victim.map
+    key = goal, loss, victim.map, samples
     if key not in kept:
         back = victim.weak()
 
         def judge(z, y, draw):
-            logits = back().logits(z, draw)
+            logits = mean_logits(back(), z, draw, samples)
             return goal.value(loss, logits, y), goal.reached(logits, y)
 
         kept[key] = backend.compiled(judge, victim.view)
@@ -153,6 +158,7 @@ class QueryAttack(Attack):
         goal: What the attacker wants.
         bounds: Valid range of an input value, `(low, high)`.
         queries: Most queries for each sample, at least 1.
+        samples: Passes that are averaged for one answer; each is a query. More than one is for random models.
     """
 
     access: ClassVar[str] = "black box"
@@ -161,10 +167,12 @@ class QueryAttack(Attack):
     goal: Goal = field(default_factory=Misclassify)
     bounds: tuple[float, float] = (0.0, 1.0)
     queries: int = 5000
+    samples: int = 1
 
     def __post_init__(self):
         object.__setattr__(self, "bounds", checks.bounds(self.bounds))
         checks.positive_int("queries", self.queries)
+        checks.positive_int("samples", self.samples)
 
     # -- what an attack is made of ------------------------------------------------------------------------------
 
@@ -223,7 +231,7 @@ class QueryAttack(Attack):
 
     def _run(self, model, x, y, batch_size, seed, show) -> tuple[np.ndarray, np.ndarray]:
         n, y = len(x), np.asarray(y, dtype="int32")
-        ask = Queries(model, self.goal, y, self.queries, self.climbed)
+        ask = Queries(model, self.goal, y, self.queries, self.climbed, self.samples)
         everyone = np.arange(n)
         value, wrong = ask.clean(x)
         seeds = sample_seeds(seed, everyone)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from kerasdef._version import __version__
+from kerasdef.attacks import signs
 from kerasdef.attacks.base import Attack, Result
 from kerasdef.files import digest
 from kerasdef.runs.seeds import derive
@@ -93,6 +94,8 @@ def run(
             "seed": seed,
         },
     )
+    white = [attack for attack in parts.values() if attack.access == "white box"]
+    flags = signs.blind_spots(model, x, y, first.goal) if white else {}
     x_adv = np.array(x)
     spent = np.zeros(len(x), dtype="int64")
     wrong = first._success(model, x, y)
@@ -102,11 +105,7 @@ def run(
         standing = np.flatnonzero(broken_by == STANDS)
         for j, start in enumerate(range(0, len(standing), BLOCK)):
             index = standing[start : start + BLOCK]
-            options = {
-                "batch_size": batch_size,
-                "seed": seed if i == j == 0 else derive(seed, i, j),
-                "progress": progress,
-            }
+            options = batch_size, seed if i == j == 0 else derive(seed, i, j), progress
             found, _ = store.get(
                 f"{i:02d}-{name}-{j:04d}",
                 partial(_block, attack, model, x, y, index, options),
@@ -126,11 +125,12 @@ def run(
                 "seconds": store.seconds.get(name, 0.0),
             }
         )
-    return SequenceResult(x_adv, broken_by != STANDS, spent, tuple(parts), broken_by, pd.DataFrame(rows))
+    table = pd.DataFrame(rows)
+    return SequenceResult(x_adv, broken_by != STANDS, spent, tuple(parts), broken_by, table, flags)
 
 
-def _block(attack: Attack, model, x, y, index: np.ndarray, options: Mapping) -> Piece:
+def _block(attack: Attack, model, x, y, index: np.ndarray, options: tuple) -> Piece:
     """What an attack finds on some of the samples, as a piece."""
-    result = attack.rows(index, len(x)).run(model, x[index], y[index], **options)
+    result = attack.rows(index, len(x))._result(model, x[index], y[index], *options)
     arrays = {"success": result.success, "x_adv": result.x_adv[result.success], "evaluations": result.evaluations}
     return arrays, {}

@@ -13,6 +13,7 @@ from kerasdef.attacks.base import Attack
 from kerasdef.attacks.wrappers.base import Wrapper, targets_outside
 from kerasdef.goals import Goal
 from kerasdef.norms import L2, Norm
+from kerasdef.threat import ThreatModel
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,6 +69,15 @@ class WorstOf(Attack):
     def access(self) -> str:
         """What the attack needs that needs most."""
         return "white box" if any(a.access == "white box" for a in self.attacks) else self.attacks[0].access
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Threat model of the attacks; norm and radius where all have the same."""
+        found = [attack.threat for attack in self.attacks]
+        first = found[0]
+        if all(t.norm == first.norm and t.eps == first.eps for t in found):
+            return dataclasses.replace(first, access=self.access)
+        return ThreatModel(None, None, first.bounds, first.goal, self.access)
 
     def with_goal(self, goal: Goal) -> Attack:
         """These attacks with another goal."""

@@ -12,7 +12,7 @@ from keras import ops
 
 from kerasdef import checks, models
 from kerasdef.goals import Evade, Goal, Misclassify
-from kerasdef.models.bounds import UNIT, float_input, input_bounds, onto
+from kerasdef.models.bounds import UNIT, input_bounds, onto
 
 NOBODY = -1  # no label is this one
 
@@ -110,7 +110,7 @@ class Members(keras.layers.Layer):
     def __init__(self, members: Sequence[keras.Model], **kwargs):
         super().__init__(dtype="float32", **kwargs)
         self.members = list(members)
-        views = tuple(models.logits_view(float_input(m)) for m in members)
+        views = tuple(models.logits_view(m) for m in members)
         self.views = models.Untracked(views)  # the weights are those of the members
         self.built = True
 
@@ -157,30 +157,32 @@ class OfMembers(Defense):
         decision: Layer from the list of their logits to the outputs of the defense.
         classes: As in `Defense`.
         reject: As in `Defense`.
+        stacked: Whether the logits of its surface have an axis of the members, of which there may be several.
         bounds: None takes those that the members say, and (0, 1) where they say none.
         name: Of the model.
     """
 
-    def __init__(self, members, decision: keras.layers.Layer, *, classes, reject, bounds=None, name=None):
+    def __init__(self, members, decision: keras.layers.Layer, *, classes, reject, stacked, bounds=None, name=None):
         side = Members(members, name="members")
         inputs = keras.Input(members[0].input_shape[1:], name="images")
         bounds = _bounds_of(members) if bounds is None else checks.bounds(bounds)
         super().__init__(inputs, decision(side(inputs)), classes=classes, reject=reject, bounds=bounds, name=name)
-        self._attacked = models.Untracked((self._attackable(side, inputs),))
+        self._attacked = models.Untracked((self._attackable(list(members), stacked),))
 
     @property
     def members(self) -> list[keras.Model]:
         """The classifiers, as they were given."""
         return list(self.get_layer("members").members)
 
-    def _attackable(self, side: Members, inputs) -> keras.Model:
-        """The logits of all members, of shape (n, members, outputs); of one alone (n, outputs)."""
-        logits = side(inputs)
-        if len(logits) == 1:
-            (member,) = side.members
-            if float_input(member) is member and self.bounds == (input_bounds(member) or UNIT):
-                return member
-        view = keras.Model(inputs, logits[0] if len(logits) == 1 else ops.stack(logits, axis=1))
+    def _attackable(self, members: list[keras.Model], stacked: bool) -> keras.Model:
+        """The logits of all members: stacked of shape (n, members, outputs), else those of the one, (n, outputs)."""
+        if stacked:
+            view = models.stack_logits(members)
+        elif self.bounds == (input_bounds(members[0]) or UNIT):
+            return members[0]
+        else:
+            images = keras.Input(self.input_shape[1:])
+            view = keras.Model(images, models.logits_view(members[0])(images))
         view.bounds = self.bounds
         return models.as_logits(view)
 
@@ -217,7 +219,13 @@ class _OfOne(OfMembers):
         label = classes if reject else None
         decision = Verdict(label, flags=reject is not None, name="decision")
         super().__init__(
-            [model], decision, classes=classes, reject=label, bounds=bounds, name=name or f"{model.name}_defense"
+            [model],
+            decision,
+            classes=classes,
+            reject=label,
+            stacked=False,
+            bounds=bounds,
+            name=name or f"{model.name}_defense",
         )
 
     def surface(self) -> tuple[keras.Model, Goal]:
@@ -283,6 +291,7 @@ class Outputs:
         self.function, self.classes, self.reject = function, classes, reject
         self.bounds = checks.bounds(bounds)
         self.name = name or getattr(function, "__name__", "model")
+        self._attacked = models.BlackBox(function, bounds=self.bounds)
 
     def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:
         """Decide on an array, as a `Defense` does; every sample is one query."""
@@ -304,9 +313,9 @@ class Outputs:
         tensor = ops.convert_to_tensor(found.astype("float32"))
         return found.argmax(axis=1), found if shares else ops.convert_to_numpy(ops.softmax(tensor, axis=-1))
 
-    def surface(self) -> tuple[Callable, Goal]:
-        """The callable, and a label that is neither the true one nor that of rejected inputs."""
-        return self.function, Misclassify() if self.reject is None else Evade(self.reject)
+    def surface(self) -> tuple[models.BlackBox, Goal]:
+        """The callable as attacks see it, and a label that is neither the true one nor that of rejected inputs."""
+        return self._attacked, Misclassify() if self.reject is None else Evade(self.reject)
 
     @property
     def facts(self) -> dict:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 
-from kerasdef.datasets import Dataset
-from kerasdef.datasets import load as load_dataset
+from kerasdef import checks
+from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses.base import Defense, Outputs, as_defense
 from kerasdef.models.bounds import UNIT, input_bounds
 from kerasdef.models.export import Served, run_of
@@ -85,9 +86,22 @@ def _defense(model, bounds) -> Defense | Outputs:
     return as_defense(model, bounds=None if input_bounds(model) else bounds)
 
 
-def test_images(dataset: str | Path | Dataset, loaded: Loaded) -> Dataset:
-    """The data set, split as the run split it that the model is from: its test images were not trained on."""
-    dataset = load_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+def test_images(data: str | Path | Dataset | tuple, loaded: Loaded) -> Dataset:
+    """The data set, split as the run split it that the model is from: its test images were not trained on.
+
+    Arrays (x, y) that no run split are test images, all of them.
+    """
+    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], tuple):
+        y = checks.labels("y", data[1])
+        whole = Dataset.from_arrays(data[0], y, data[0], y)
+        _, counts = np.unique(whole.y_test, return_counts=True)
+        if counts.min() < 2 or 0.3 * whole.n_test < len(counts):  # too few for a run to have divided them
+            return whole
+        dataset = as_dataset(data)
+        if not is_resplit(dataset, loaded):
+            return whole
+    else:
+        dataset = as_dataset(data)
     if is_resplit(dataset, loaded):
         return dataset.resplit(loaded.settings["test_size"], seed=loaded.settings["seed"])
     return dataset

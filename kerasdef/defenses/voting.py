@@ -134,8 +134,8 @@ class Voting(OfMembers):
         if reject is not None and reject >= outputs:
             raise ValueError(f"`reject` must be below the number of outputs, {outputs}. Received: reject={reject}")
         classes = outputs if reject is None else outputs - 1
-        decision = Vote(reject, name="decision")
-        super().__init__(members, decision, classes=classes, reject=reject, bounds=bounds, name=name)
+        facts = {"classes": classes, "reject": reject, "bounds": bounds}
+        super().__init__(members, Vote(reject, name="decision"), stacked=True, name=name, **facts)
 
     def surface(self) -> tuple[keras.Model, Goal]:
         """The logits of all members, of shape (n, members, outputs), and the goal against their vote."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import f1_score
 
 from kerasdef import checks
-from kerasdef.evaluation.statistics import auroc, tpr_at_fpr, wilson
 
 COLUMNS = ("paper", "adaptive")
 CLEAN = "clean"
 POOLED = "pooled"
+ACCESS = ("gradients", "scores", "labels", "none")
 ARRAYS = ("y", "predicted", "score", "radius", "index", "distance")
+WORDS = ("model", "column", "attack", "norm", "access")
 _FLOATS = ("score", "radius", "distance")
 
 
@@ -29,14 +28,18 @@ class Outcome:
     Args:
         model: Name of the model that was asked.
         column: "paper" (attacks made on an undefended model, then shown to this one) or "adaptive" (the
-            attacker knows this model whole). The two never mix.
+            attacker works on this very model). The two never mix.
         attack: "clean", or the name of the attack.
         y: True classes, int, shape (n,).
         predicted: Labels given, int in 0..K, shape (n,); K stands for adversarial.
         score: Detector scores, shape (n,), higher is more adversarial; None if the model has no detector.
-        radius: Radius of each sample, shape (n,), where the attack has several; or None.
+        radius: Radius that the attack had for each sample, in input units, shape (n,); None for clean images and
+            attacks without a radius.
         index: Which test image each row is, int, shape (n,). None gives 0..n-1. Outcomes are paired by it.
-        distance: Distances of the adversarial images, shape (n,), in L2 or in the norm of the attack's ball; or None.
+        distance: Distances of the adversarial images from the clean ones, shape (n,), in `norm`; or None.
+        norm: Norm of `radius` and `distance`, such as "Linf"; None where neither is known.
+        access: What the attacker had of this model: "gradients", "scores", "labels", or "none" for images that were
+            made on another one.
 
     Raises:
         ValueError: if a name is empty, the set is empty, lengths differ or a float is not finite.
@@ -51,6 +54,8 @@ class Outcome:
     radius: np.ndarray | None = None
     index: np.ndarray | None = None
     distance: np.ndarray | None = None
+    norm: str | None = None
+    access: str = "gradients"
 
     def __post_init__(self):
         for name in ("model", "attack"):
@@ -58,6 +63,9 @@ class Outcome:
             if not isinstance(value, str) or not value:
                 raise ValueError(f"`{name}` must be a non-empty string. Received: {name}={value!r}")
         checks.one_of("column", self.column, COLUMNS)
+        checks.one_of("access", self.access, ACCESS)
+        if self.norm is not None and (not isinstance(self.norm, str) or not self.norm):
+            raise ValueError(f"`norm` must be None or a non-empty string. Received: norm={self.norm!r}")
         y = checks.labels("y", self.y)
         if len(y) == 0:
             raise ValueError(f"`y` must be a non-empty array of shape (n,). Received: shape={y.shape}")
@@ -74,7 +82,7 @@ class Outcome:
     def __eq__(self, other) -> bool:
         if not isinstance(other, Outcome):
             return NotImplemented
-        same = (self.model, self.column, self.attack) == (other.model, other.column, other.attack)
+        same = all(getattr(self, name) == getattr(other, name) for name in WORDS)
         return same and all(_same(getattr(self, name), getattr(other, name)) for name in ARRAYS)
 
     __hash__ = None  # arrays
@@ -83,19 +91,30 @@ class Outcome:
 def pool(outcomes: Sequence[Outcome]) -> Outcome:
     """One outcome with the rows of all of `outcomes`, which are of the same model and column.
 
-    A float that one of them lacks is None in the result.
+    A float that one of them lacks is None in the result, and so are distances and radii where the norms differ.
     """
+    first = outcomes[0]
+    one_norm = all(o.norm == first.norm for o in outcomes)
 
     def joined(name: str) -> np.ndarray | None:
         parts = [getattr(o, name) for o in outcomes]
-        return None if any(p is None for p in parts) else np.concatenate(parts)
+        lost = any(p is None for p in parts) or (name in ("radius", "distance") and not one_norm)
+        return None if lost else np.concatenate(parts)
 
-    first = outcomes[0]
-    return Outcome(first.model, first.column, POOLED, **{name: joined(name) for name in ARRAYS})
+    values = {name: joined(name) for name in ARRAYS}
+    most = min((o.access for o in outcomes), key=ACCESS.index)
+    return Outcome(first.model, first.column, POOLED, norm=first.norm if one_norm else None, access=most, **values)
 
 
-def withstood(outcome: Outcome, reject: int | None) -> np.ndarray:
-    """Whether the attacker failed on each row: it was labeled with its true class, or as adversarial.
+def take(outcome: Outcome, rows: np.ndarray) -> Outcome:
+    """Some rows of an outcome; `rows` are booleans or indices."""
+    values = {name: getattr(outcome, name) for name in ARRAYS}
+    values = {name: None if v is None else v[rows] for name, v in values.items()}
+    return Outcome(**{name: getattr(outcome, name) for name in WORDS}, **values)
+
+
+def fooled(outcome: Outcome, reject: int | None) -> np.ndarray:
+    """Whether the attacker won on each row: its label is neither the true class nor the one that says adversarial.
 
     Args:
         outcome: n attacked images.
@@ -104,79 +123,8 @@ def withstood(outcome: Outcome, reject: int | None) -> np.ndarray:
     Returns:
         Boolean array of shape (n,).
     """
-    right = outcome.predicted == outcome.y
-    return right if reject is None else right | (outcome.predicted == reject)
-
-
-def measure(clean: Outcome | None, attacked: Outcome | None, reject: int | None, column: str) -> dict[str, float]:
-    """Every number about one model, from its clean images and one set of attacked ones.
-
-    A number that cannot be known (no clean images, no attacked ones, no reject class, no score) is NaN. A
-    `_low` and a `_high` are the ends of the 95 % Wilson interval, which takes rows to be independent.
-
-    Args:
-        clean: The model's outcome on clean images, or None.
-        attacked: Its outcome on attacked images, or None.
-        reject: The label that stands for adversarial, or None if this model has no such label. Then the right
-            label of an attacked image is its true class.
-        column: "paper" or "adaptive"; only in the latter is a number called robust accuracy.
-
-    Returns:
-        - `n`, `n_clean`: attacked and clean images, all that there are.
-        - `clean_accuracy`: clean images labeled with their true class; a rejected one is wrong.
-        - `false_alarms`: clean images labeled adversarial.
-        - `adversarial_accuracy`: attacked images labeled with their true class.
-        - `detected`: attacked images labeled adversarial.
-        - `attack_success`: attacked images labeled neither.
-        - `withstood`: 1 - `attack_success`. `robust_accuracy`: the same, in the adaptive column only.
-        - `accuracy`, `macro_f1`: over all classes and the reject class, on clean and attacked images
-          together; in the adaptive column, which attacks fewer images, on those and their clean versions alone.
-        - `detection_accuracy`: adversarial or not, on the same images.
-        - `tpr_at_1_fpr`, `tpr_at_5_fpr`, `auroc`: of the detector's scores, in the paper column only: adaptive
-          attackers here go for the label and stop there, so their scores say nothing of one who goes for the score.
-        - `mean_distance`: mean of the outcome's distances.
-    """
-    row = {"n": len(attacked) if attacked else 0, "n_clean": len(clean) if clean else 0}
-    right = clean.predicted == clean.y if clean else None
-    flagged_clean = clean.predicted == reject if clean and reject is not None else None
-    flagged = attacked.predicted == reject if attacked and reject is not None else None
-    held = withstood(attacked, reject) if attacked else None
-
-    row |= _share("clean_accuracy", right)
-    row["false_alarms"] = _mean(flagged_clean)
-    row["adversarial_accuracy"] = _mean(attacked.predicted == attacked.y if attacked else None)
-    row["detected"] = _mean(flagged)
-    row["attack_success"] = _mean(~held if attacked else None)
-    row |= _share("withstood", held)
-    row |= _share("robust_accuracy", held if column == "adaptive" else None)
-
-    both = clean is not None and attacked is not None
-    if both:
-        used = np.isin(clean.index, attacked.index) if column == "adaptive" else np.full(len(clean), True)
-        wanted = np.concatenate([clean.y[used], attacked.y if reject is None else np.full(len(attacked), reject)])
-        given = np.concatenate([clean.predicted[used], attacked.predicted])
-    row |= _share("accuracy", wanted == given if both else None)
-    row["macro_f1"] = float(f1_score(wanted, given, average="macro", zero_division=0)) if both else math.nan
-    known = both and reject is not None
-    row |= _share("detection_accuracy", np.concatenate([~flagged_clean[used], flagged]) if known else None)
-
-    scored = both and column == "paper" and clean.score is not None and attacked.score is not None
-    for percent in (1, 5):
-        found = tpr_at_fpr(clean.score, attacked.score, percent / 100) if scored else math.nan
-        row[f"tpr_at_{percent}_fpr"] = found
-    row["auroc"] = auroc(clean.score, attacked.score) if scored else math.nan
-    row["mean_distance"] = _mean(attacked.distance if attacked else None)
-    return row
-
-
-def _share(name: str, good: np.ndarray | None) -> dict[str, float]:
-    short = name.removesuffix("_accuracy") if name != "accuracy" else name
-    low, high = wilson(int(np.sum(good)), len(good)) if good is not None else (math.nan, math.nan)
-    return {name: _mean(good), f"{short}_low": low, f"{short}_high": high}
-
-
-def _mean(values: np.ndarray | None) -> float:
-    return math.nan if values is None else float(np.mean(values, dtype="float64"))
+    wrong = outcome.predicted != outcome.y
+    return wrong if reject is None else wrong & (outcome.predicted != reject)
 
 
 def _floats(name: str, values, n: int) -> np.ndarray | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import keras
 import numpy as np
 
 from kerasdef import checks
@@ -24,11 +25,23 @@ class BlackBox(Victim):
         function: Maps float32 arrays of shape (n, ...) to logits or probabilities of shape (n, classes), or to labels
             of shape (n,).
         bounds: Range of the numbers that the function takes, or None for that of the data.
+        shape: Not needed: a function takes what it is given.
     """
 
     input_shape = None
 
-    def __init__(self, function: Callable, *, bounds: tuple[float, float] | None = None):
+    @classmethod
+    def takes(cls, model) -> bool:
+        """Any callable that is no Keras model."""
+        return callable(model) and not isinstance(model, keras.Model)
+
+    def __init__(
+        self,
+        function: Callable,
+        *,
+        bounds: tuple[float, float] | None = None,
+        shape: tuple[int, ...] | None = None,
+    ):
         self.function = function
         self.bounds = None if bounds is None else checks.bounds(bounds)
         self.map: tuple[float, float] | None = None  # factor and offset from the data to the function

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -38,6 +39,16 @@ class Victim(ABC):
     classes: int
     input_shape: tuple[int, ...] | None
     random: bool = False
+    _kinds: ClassVar[list[type[Victim]]] = []
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        Victim._kinds.append(cls)
+
+    @classmethod
+    @abstractmethod
+    def takes(cls, model) -> bool:
+        """Whether this kind of victim is made of such a model."""
 
     @staticmethod
     def of(
@@ -60,12 +71,9 @@ class Victim(ABC):
         """
         if isinstance(model, Victim):
             return model
-        if isinstance(model, keras.Model):
-            return WhiteBox(model, bounds=bounds, shape=shape)
-        if callable(model):
-            from kerasdef.models.black_box import BlackBox  # a Victim itself
-
-            return BlackBox(model)
+        for kind in Victim._kinds:
+            if kind.takes(model):
+                return kind(model, bounds=bounds, shape=shape)
         raise ValueError(f"`model` must be a keras.Model or a callable. Received: {type(model).__name__}")
 
     @abstractmethod
@@ -102,6 +110,11 @@ class WhiteBox(Victim):
 
     access = "gradients"
 
+    @classmethod
+    def takes(cls, model) -> bool:
+        """Keras models."""
+        return isinstance(model, keras.Model)
+
     def __init__(
         self,
         model: keras.Model,
@@ -114,12 +127,12 @@ class WhiteBox(Victim):
         self.map: tuple[float, float] | None = None  # factor and offset from the data to the model
         self.input_shape = tuple(self.view.input_shape[1:])
         self.classes = self.view.output_shape[-1]
+        if self.view not in _RANDOM:  # found out now, by two draws: inside a program there are no values to compare
+            _RANDOM[self.view] = self._draws_numbers()
 
     @property
     def random(self) -> bool:
-        """Whether the model draws random numbers when it answers: found out once, by two draws."""
-        if self.view not in _RANDOM:
-            _RANDOM[self.view] = self._draws_numbers()
+        """Whether the model draws random numbers when it answers."""
         return _RANDOM[self.view]
 
     def _draws_numbers(self) -> bool:
@@ -207,6 +220,22 @@ class WhiteBox(Victim):
                 found = np.empty((len(x), *out.shape[1:]), dtype="float32")
             found[part] = out[: part.stop - part.start]
         return found
+
+
+def mean_logits(victim: WhiteBox, x, draw, count: int):
+    """Logits of a batch, averaged over some draws of a random model; those of any other model as they are.
+
+    Args:
+        victim: The classifier.
+        x: Tensor of shape (n, ...).
+        draw: Tensor of shape (n,), uint32.
+        count: Draws of each sample.
+    """
+    if not victim.random:
+        return victim.logits(x)
+    many = draws.fold(ops.repeat(draw, count), ops.tile(ops.arange(count), ops.shape(draw)))
+    logits = victim.logits(ops.repeat(x, count, axis=0), many)
+    return ops.mean(ops.reshape(logits, (-1, count, *logits.shape[1:])), axis=1)
 
 
 def predict_logits(model: keras.Model | Victim, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:

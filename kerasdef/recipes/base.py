@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -14,8 +12,6 @@ from kerasdef.runs import progress
 from kerasdef.training import Mixture
 
 _SHOWN = 8  # images in a report
-SMALL = 10_000  # below this many training images: batches of 32, and epochs by optimizer steps
-BATCH = {"small": 32, "large": 128}  # hybrid paper: 128; mia and iar name none
 
 
 class Tick(keras.callbacks.Callback):
@@ -97,24 +93,6 @@ def stratified(y: np.ndarray, limit: int, seed: int) -> np.ndarray:
         here = shuffled[y[shuffled] == label]
         rank[here] = (np.arange(len(here)) + rng.random()) / len(here)
     return rng.permutation(np.argsort(rank, kind="stable")[:limit])
-
-
-def enough_epochs(usual: int, steps: int, n: int, batch_size: int) -> int:
-    """The usual epochs, or on small sets as many as make that many optimizer steps."""
-    return usual if n >= SMALL else max(usual, math.ceil(steps / max(1, n // batch_size)))
-
-
-def usual_batch(n: int) -> int:
-    """Images in a batch for n training images."""
-    return BATCH["small" if n < SMALL else "large"]
-
-
-def plain_numbers(settings) -> None:
-    """Make Python's numbers of NumPy's in a frozen dataclass: those are no JSON values."""
-    for f in dataclasses.fields(settings):
-        value = getattr(settings, f.name)
-        if isinstance(value, np.generic):
-            object.__setattr__(settings, f.name, value.item())
 
 
 def check_network(what: str, model, input_shape: tuple[int, ...], outputs: int) -> None:

@@ -81,7 +81,7 @@ def gma_victims(
         limit: Most test images that are attacked.
         seed: All randomness comes from it.
         out: Folder for the run; a run that was killed goes on from the last finished network.
-        progress: Show progress bars; None shows them on a terminal and in notebooks.
+        progress: Whether progress bars are shown; None shows them on a terminal and in notebooks.
 
     Raises:
         ValueError: A setting is out of range, a name is unknown, or `out` is of another run.
@@ -152,5 +152,5 @@ def _outcomes(name: str, model, attack: GMA, x, y, progress) -> list[Outcome]:
     said = [models.predict_logits(model, images).argmax(axis=1) for images in (x, x_adv)]
     return [
         Outcome(name, "paper", "clean", y, said[0]),
-        Outcome(name, "paper", "gma", y[index], said[1], radius=attack.radii_of(len(x)), index=index),
+        Outcome(name, "paper", "gma", y[index], said[1], radius=attack.radii_of(len(x)), index=index, norm="Linf"),
     ]

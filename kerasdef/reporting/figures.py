@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,9 +12,8 @@ from sklearn.metrics import roc_curve
 
 from kerasdef import checks
 from kerasdef.evaluation.outcomes import COLUMNS, POOLED
-
-if TYPE_CHECKING:
-    from kerasdef.reporting.report import Report
+from kerasdef.reporting.results import Results
+from kerasdef.reporting.words import label
 
 # Okabe and Ito, 2008, "Color universal design": told apart with any color vision.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#8C8C8C")
@@ -34,7 +32,7 @@ _TITLES = {"paper": "As the paper did it", "adaptive": "Adaptive attacker"}
 _GRID = 8  # images in the example grid
 
 
-def draw_all(report: Report) -> dict[str, tuple[Figure, str]]:
+def draw_all(report: Results) -> dict[str, tuple[Figure, str]]:
     """Every figure the report has data for, as `(figure, caption)` by a name of `NAMES`."""
     drawn = {}
     attacked = [c for c in COLUMNS if report.attacks(c)]
@@ -43,7 +41,7 @@ def draw_all(report: Report) -> dict[str, tuple[Figure, str]]:
         caption += " Left and right are different attackers." if len(report.columns) > 1 else ""
         drawn["paper_vs_adaptive"] = paper_vs_adaptive(report), caption
     if report.attacks("paper"):
-        caption = "Labeled right: the true class, or adversarial for attacked images where a model can say so."
+        caption = "Clean accuracy, and images not fooled: labeled with the true class, or as adversarial."
         drawn["before_after"] = before_after(report), caption
     if attacked:
         caption = "Share of attacked images with a label that is neither the true class nor adversarial."
@@ -52,13 +50,16 @@ def draw_all(report: Report) -> dict[str, tuple[Figure, str]]:
         caption = f"Detector of {report.main}: attacked images found against clean images flagged by mistake."
         drawn["detection_roc"] = detection_roc(report), caption
     for column in attacked:
-        name = next((a for a in report.attacks(column) if len(set(report.by_radius(a, column)["radius"])) > 1), None)
+        name = next((a for a in report.attacks(column) if len(report.by_radius(a, column))), None)
         if name:
-            caption = f"{name} by radius, with 95 % Wilson bands. The mean over radii hides the strong ones."
+            caption = f"{name} by radius, with 95 % bands. The mean over radii hides the strong ones."
             drawn[f"radius_{column}"] = accuracy_per_radius(report, name, column), caption
     if report.examples and report.examples["images"].ndim in (3, 4):
         caption = "Top: clean images, true class. Below: attacked ones, what the target says, distances."
-        drawn["examples"] = example_grid(report.examples, report.class_names, title=report.dataset), caption
+        drawn["examples"] = (
+            example_grid(report.examples, report.class_names, title=report.dataset, bounds=report.bounds),
+            caption,
+        )
     for metric in ("accuracy", "loss"):
         if any(metric in h for h in report.history.values()):
             caption = f"{metric.capitalize()} while training, one panel per model or cycle."
@@ -66,14 +67,17 @@ def draw_all(report: Report) -> dict[str, tuple[Figure, str]]:
     return drawn
 
 
-def example_grid(examples: Mapping, class_names: Sequence[str], *, title: str = "") -> Figure:
+def example_grid(
+    examples: Mapping, class_names: Sequence[str], *, title: str = "", bounds: tuple[float, float] = (0.0, 1.0)
+) -> Figure:
     """Clean images in the top row, each attack below, with distances and the target's label.
 
     Args:
-        examples: `images` (m, h, w, c) or (m, h, w) in [0, 1], `attacks` {name: the same shape}, `labels`
+        examples: `images` (m, h, w, c) or (m, h, w) within `bounds`, `attacks` {name: the same shape}, `labels`
             (m,), `predicted` {name: (m,)}; the first 8 images are drawn.
         class_names: K names; a label K is written "adversarial".
         title: Data set.
+        bounds: Range of a value: the first is shown black, the second white.
     """
     images = np.asarray(examples["images"])[:_GRID]
     if images.ndim not in (3, 4):
@@ -83,42 +87,36 @@ def example_grid(examples: Mapping, class_names: Sequence[str], *, title: str = 
     figure = Figure(figsize=(max(1.35 * m, 4) + 0.6, 1.75 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, m, squeeze=False)
     for i, ax in enumerate(axes[0]):
-        _image(ax, images[i], names[examples["labels"][i]])
+        _image(ax, images[i], names[examples["labels"][i]], bounds)
     axes[0, 0].set_ylabel("clean", fontsize=10)
     for row, (attack, x_adv) in zip(axes[1:], examples["attacks"].items(), strict=True):
         row[0].set_ylabel(attack, fontsize=10)
         for i, ax in enumerate(row):
             change = (x_adv[i] - images[i]).ravel()
             said = f"→ {names[examples['predicted'][attack][i]]}\n" if attack in examples["predicted"] else ""
-            _image(ax, x_adv[i], f"{said}L∞ {np.abs(change).max():.2g}, L2 {np.linalg.norm(change):.2g}")
+            _image(ax, x_adv[i], f"{said}L∞ {np.abs(change).max():.2g}, L2 {np.linalg.norm(change):.2g}", bounds)
     figure.suptitle(f"{title + ': ' if title else ''}clean and attacked images (n = {m})", fontsize=11)
     return figure
 
 
-def before_after(report: Report, models: Sequence[str] | None = None) -> Figure:
-    """Bars of the share labeled right, clean and under each attack of the paper column, by model."""
+def before_after(report: Results, models: Sequence[str] | None = None) -> Figure:
+    """Bars of the clean accuracy, and of the images not fooled by each attack of the paper column, by model."""
     models = [m for m in (models or report.shown) if report.attacks("paper", m)]
     attacks = report.attacks("paper")
     figure, (ax,) = _figure(1, len(models) * (len(attacks) + 1))
     for k, model in enumerate(models):
         names = [a for a in ["clean", *attacks] if a in report.attacks("paper", model) or a == "clean"]
-        rows = [
-            report.metrics(model, names[-1], "paper"),
-            *[report.metrics(model, a, "paper") for a in names[1:]],
-        ]
-        keys = ["clean", *["withstood"] * (len(names) - 1)]
         at = [["clean", *attacks].index(a) for a in names]
-        shares = [
-            (r["clean_accuracy" if key == "clean" else key], r[f"{key}_low"], r[f"{key}_high"])
-            for r, key in zip(rows, keys, strict=True)
-        ]
+        wanted = [("clean_accuracy" if a == "clean" else "not_fooled", report.row(model, a, "paper")) for a in names]
+        wanted[0] = "clean_accuracy", report.row(model, names[-1], "paper")
+        shares = [(row[key], row[f"{key}_low"], row[f"{key}_high"]) for key, row in wanted]
         _bars(ax, at, shares, k, len(models), model)
-    _attack_axis(ax, ["clean", *attacks], "labeled right")
+    _attack_axis(ax, ["clean", *attacks], "clean accuracy, not fooled")
     _legend(figure, ax)
     return _titled(figure, report, "before and after each attack, as the paper did it", _sizes(report, "paper"))
 
 
-def success_rates(report: Report, models: Sequence[str] | None = None) -> Figure:
+def success_rates(report: Results, models: Sequence[str] | None = None) -> Figure:
     """Bars of the share of attacked images that fooled each model, one panel per column."""
     models = list(models or report.shown)
     columns = [c for c in COLUMNS if report.attacks(c)]
@@ -128,8 +126,8 @@ def success_rates(report: Report, models: Sequence[str] | None = None) -> Figure
         present = [m for m in models if report.attacks(column, m)]
         for k, model in enumerate(present):
             names = report.attacks(column, model)
-            rows = [report.metrics(model, a, column) for a in names]
-            shares = [(r["attack_success"], 1 - r["withstood_high"], 1 - r["withstood_low"]) for r in rows]
+            rows = [report.row(model, a, column) for a in names]
+            shares = [(1 - r["not_fooled"], 1 - r["not_fooled_high"], 1 - r["not_fooled_low"]) for r in rows]
             _bars(
                 ax,
                 [attacks.index(a) for a in names],
@@ -162,7 +160,7 @@ def learning_curves(history: Mapping[str, Mapping], metric: str = "accuracy", *,
     figure = Figure(figsize=(max(2.7 * wide + 0.8, 5.2), 1.9 * tall + 1.0), layout="constrained")
     axes = figure.subplots(tall, wide, squeeze=False, sharey=True).ravel()
     for ax, (name, values) in zip(axes, shown.items(), strict=False):
-        for key, style, color, label in (
+        for key, style, color, what in (
             (metric, "-", 0, "training"),
             (f"val_{metric}", "--", 3, "validation"),
             (f"val_robust_{metric}", ":", 2, "validation, attacked"),
@@ -170,7 +168,7 @@ def learning_curves(history: Mapping[str, Mapping], metric: str = "accuracy", *,
             if key in values:
                 y = np.asarray(values[key], dtype="float64")
                 marker = "o" if len(y) == 1 else None
-                ax.plot(np.arange(1, len(y) + 1), y, style, color=COLORS[color], label=label, marker=marker)
+                ax.plot(np.arange(1, len(y) + 1), y, style, color=COLORS[color], label=what, marker=marker)
         ax.set_title(name, fontsize=9)
         ax.xaxis.get_major_locator().set_params(integer=True)
         _clean(ax)
@@ -185,20 +183,20 @@ def learning_curves(history: Mapping[str, Mapping], metric: str = "accuracy", *,
     return figure
 
 
-def accuracy_per_radius(report: Report, attack: str = "gma", column: str = "paper") -> Figure:
-    """Share of attacked images labeled right by radius (log axis), a line per model with its Wilson band."""
+def accuracy_per_radius(report: Results, attack: str = "gma", column: str = "paper") -> Figure:
+    """Share of images that were not fooled by radius (log axis), a line per model with its band."""
     rows = report.by_radius(attack, column)
     if len(rows) == 0:
-        raise ValueError(f"`attack` must have a radius for each sample. Received: attack={attack!r}")
+        raise ValueError(f"`attack` must have several radii. Received: attack={attack!r}")
     figure, (ax,) = _figure(1, 6)
     for k, model in enumerate(m for m in report.shown if m in set(rows["model"])):
         mine = rows[(rows["model"] == model) & (rows["radius"] > 0)]
         color, marker = COLORS[k % 8], "osD^vPX*"[k % 8]
-        ax.plot(mine["radius"], mine["withstood"], marker=marker, markersize=4, color=color, label=model)
-        ax.fill_between(mine["radius"], mine["withstood_low"], mine["withstood_high"], color=color, alpha=0.15, lw=0)
+        ax.plot(mine["radius"], mine["not_fooled"], marker=marker, markersize=4, color=color, label=model)
+        ax.fill_between(mine["radius"], mine["not_fooled_low"], mine["not_fooled_high"], color=color, alpha=0.15, lw=0)
     ax.set_xscale("log")
     ax.set_xlabel("radius (input units)")
-    ax.set_ylabel("labeled right")
+    ax.set_ylabel(label("not_fooled"))
     _shares(ax)
     _legend(figure, ax)
     n = sorted({int(v) for v in rows["n"]})
@@ -206,7 +204,7 @@ def accuracy_per_radius(report: Report, attack: str = "gma", column: str = "pape
     return _titled(figure, report, f"{attack} by radius, {_TITLES[column].lower()}", each)
 
 
-def detection_roc(report: Report, model: str | None = None) -> Figure:
+def detection_roc(report: Results, model: str | None = None) -> Figure:
     """ROC of a model's detector per attack, false positives on a log axis: the paper column alone, see `measure`."""
     found = _scored(report, model)
     if not found:
@@ -233,25 +231,25 @@ def detection_roc(report: Report, model: str | None = None) -> Figure:
     return _titled(figure, report, f"detector of {found[0].model}", f"n = {len(clean)} clean, {_span(found)} attacked")
 
 
-def paper_vs_adaptive(report: Report, model: str | None = None) -> Figure:
+def paper_vs_adaptive(report: Results, model: str | None = None) -> Figure:
     """What a model said of attacked images, the two columns side by side, as stacked bars."""
     model = report.main if model is None else checks.one_of("model", model, report.models)
     columns = report.columns
     figure, axes = _figure(len(columns), max(len(report.attacks(c, model)) for c in columns) * 2)
     parts = [
-        ("detected", "labeled adversarial", COLORS[0], ""),
-        ("adversarial_accuracy", "labeled true class", COLORS[5], ".."),
+        ("detected", COLORS[0], ""),
+        ("adversarial_accuracy", COLORS[5], ".."),
+        ("fooled", COLORS[3], "//"),
     ]
-    parts.append(("attack_success", "fooled", COLORS[3], "//"))
     if report.rejects(model) is None:
         parts = parts[1:]
     for ax, column in zip(axes, columns, strict=True):
         attacks = report.attacks(column, model)
-        rows = [report.metrics(model, attack, column) for attack in attacks]
+        rows = [report.row(model, attack, column) for attack in attacks]
         base, at = np.zeros(len(rows)), np.arange(len(rows))
-        for name, label, color, hatch in parts:
+        for name, color, hatch in parts:
             height = np.array([r[name] for r in rows])
-            ax.bar(at, height, 0.6, bottom=base, color=color, label=label, hatch=hatch, edgecolor="white", lw=0.5)
+            ax.bar(at, height, 0.6, bottom=base, color=color, label=label(name), hatch=hatch, edgecolor="white", lw=0.5)
             for x, low, value in zip(at, base, height, strict=True):
                 if value >= 0.06:
                     ink = "black" if color == COLORS[5] else "white"
@@ -268,8 +266,8 @@ def paper_vs_adaptive(report: Report, model: str | None = None) -> Figure:
                     )
             base = base + height
         if rows:
-            middle = np.array([r["withstood"] for r in rows])
-            ends = np.array([[r["withstood"] - r["withstood_low"], r["withstood_high"] - r["withstood"]] for r in rows])
+            middle, low, high = np.array([[r[f"not_fooled{end}"] for end in ("", "_low", "_high")] for r in rows]).T
+            ends = np.stack([middle - low, high - middle], axis=1)
             ax.errorbar(at, middle, yerr=np.clip(ends.T, 0, None), fmt="none", color="black", capsize=4, lw=1.2)
             sizes = f" ({_span([report.outcome(model, a, column) for a in attacks], 'n = ')})"
         else:
@@ -282,7 +280,7 @@ def paper_vs_adaptive(report: Report, model: str | None = None) -> Figure:
     return _titled(figure, report, f"{model}, {what}")
 
 
-def _scored(report: Report, model: str | None = None) -> list:
+def _scored(report: Results, model: str | None = None) -> list:
     model = report.main if model is None else checks.one_of("model", model, report.models)
     clean = report.clean(model)
     if clean is None or clean.score is None:
@@ -300,13 +298,13 @@ def _figure(panels: int, bars: int) -> tuple[Figure, np.ndarray]:
     return figure, axes
 
 
-def _bars(ax, at: list[int], shares: list[tuple], k: int, of: int, label: str, color: str | None = None) -> None:
+def _bars(ax, at: list[int], shares: list[tuple], k: int, of: int, name: str, color: str | None = None) -> None:
     """Bars number `k` of `of` per position; `shares` are (value, low, high)."""
     values, low, high = np.array(shares, dtype="float64").T
     ends = np.clip(np.stack([values - low, high - values]), 0, None)
     width = min(0.8 / of, 0.3)
     x = np.array(at) + (k - (of - 1) / 2) * width
-    bar = {"color": color or COLORS[k % 8], "label": label, "capsize": 2, "error_kw": {"lw": 0.9}}
+    bar = {"color": color or COLORS[k % 8], "label": name, "capsize": 2, "error_kw": {"lw": 0.9}}
     ax.bar(x, values, 0.92 * width, yerr=ends, **bar)
 
 
@@ -332,8 +330,9 @@ def _clean(ax) -> None:
     ax.tick_params(labelsize=9)
 
 
-def _image(ax, x: np.ndarray, text: str) -> None:
+def _image(ax, x: np.ndarray, text: str, bounds: tuple[float, float]) -> None:
     x = x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x
+    x = (np.asarray(x, dtype="float64") - bounds[0]) / (bounds[1] - bounds[0])
     ax.imshow(np.clip(x, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([])
@@ -341,18 +340,18 @@ def _image(ax, x: np.ndarray, text: str) -> None:
 
 
 def _legend(figure: Figure, *axes) -> None:
-    entries = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    entries = {text: h for ax in axes for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     place = {"loc": "outside lower center", "ncols": min(len(entries), 5), "frameon": False, "fontsize": 9}
     figure.legend(list(entries.values()), list(entries), **place)
 
 
-def _titled(figure: Figure, report: Report, text: str, sizes: str = "") -> Figure:
+def _titled(figure: Figure, report: Results, text: str, sizes: str = "") -> Figure:
     head = f"{report.dataset}: {text}" if report.dataset else text
     figure.suptitle(head + (f" ({sizes})" if sizes else ""), fontsize=11)
     return figure
 
 
-def _sizes(report: Report, column: str) -> str:
+def _sizes(report: Results, column: str) -> str:
     return _span([o for o in report.outcomes if o.column == column and o.attack not in ("clean", POOLED)], "n = ")
 
 

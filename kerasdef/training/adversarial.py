@@ -121,7 +121,7 @@ class AdversarialTraining(Trainer):
                     f"Received: outputs of shape {other.output_shape}"
                 )
         for view in (self.view, *self.source.models):
-            _ = models.Victim.of(view).random  # found out here, where variables have values, and kept
+            models.Victim.of(view)  # finds out whether it is random here, where variables have values
         self.batches = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="batches")
         # sums over the batches of an epoch that were looked at: images, gradients of zero, probabilities, right labels
         self.looks = self.add_weight(shape=(4,), initializer="zeros", trainable=False, name="looks")

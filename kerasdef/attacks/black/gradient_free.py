@@ -34,6 +34,7 @@ class GradientFreeAttack(QueryAttack):
         relative_step: Length of a step as a multiple of `eps`, used where `step_size` is None.
         loss: "margin", "cross_entropy", or a function of (logits, y) that gives values of shape (n,).
         queries: Most queries for each sample, at least 1.
+        samples: Passes of a random model that are averaged for one answer, at least 1; each is a query.
         goal: What the attacker wants.
         bounds: Valid range of an input value.
     """

@@ -37,6 +37,7 @@ class HopSkipJump(QueryAttack):
         tries: Noise images that are tried as a first point.
         starts: First points of the shape of x, or None for noise; noise is tried where they do not reach the goal.
         queries: Most queries for each sample, at least 1.
+        samples: Passes of a random model that are averaged for one answer, at least 1; each is a query.
         goal: What the attacker wants.
         bounds: Valid range of an input value.
 

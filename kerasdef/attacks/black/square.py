@@ -40,6 +40,7 @@ class Square(QueryAttack):
         restarts: Runs from new starts; they share `queries`.
         rescale: Whether the squares shrink over `queries`. False: over the 10,000 of the paper, whatever the budget.
         queries: Most queries for each sample, at least 1.
+        samples: Passes that are averaged for one answer; each is a query. More than one is for random models.
         goal: What the attacker wants.
         bounds: Valid range of an input value.
 
@@ -78,7 +79,7 @@ class Square(QueryAttack):
         shape = as_image(part["x"].shape[1:])
         x, now = (part[k].reshape(-1, *shape) for k in ("x", "now"))
         eps, seeds = part["eps"], draws.branch(part["seed"], part["moves"])
-        length = max(1, (self.queries - 1) // self.restarts)
+        length = max(1, (self.queries // self.samples - 1) // self.restarts)
         at = part["moves"] % length
         first = at == 0
         whole = length if self.rescale else _PUBLISHED

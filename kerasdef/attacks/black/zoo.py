@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kerasdef import checks
+from kerasdef import checks, norms
 from kerasdef import random as draws
 from kerasdef.attacks.queries import QueryAttack, pieces
 
@@ -34,6 +34,7 @@ class ZOO(QueryAttack):
         radius: Half the distance of the two points of a difference, as a share of the range. Logits near 10 in float32
             have errors of 1e-6: a radius of 1e-3 leaves slopes with errors below 1e-3, the paper's 1e-4 below 1e-2.
         queries: Most queries for each sample, at least 1.
+        samples: Passes of a random model that are averaged for one answer, at least 1; each is a query.
         goal: What the attacker wants.
         bounds: Valid range of an input value.
 
@@ -42,6 +43,7 @@ class ZOO(QueryAttack):
     shuffled instead of drawn, so that all have their turn.
     """
 
+    norm: ClassVar[norms.Norm] = norms.L2()
     kind: ClassVar[str] = "minimal"
 
     confidence: float = 0.0

@@ -42,6 +42,7 @@ class CarliniWagner(StepAttack):
     do not move in the first hundreds of steps.
     """
 
+    norm: ClassVar[norms.Norm] = norms.L2()
     kind: ClassVar[str] = "minimal"
     arguments: ClassVar[tuple[str, ...]] = ("confidence", "initial_c", "learning_rate")
 

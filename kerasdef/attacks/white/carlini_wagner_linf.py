@@ -45,6 +45,7 @@ class CarliniWagnerLinf(StepAttack):
     References: Carlini and Wagner, 2017, https://arxiv.org/abs/1608.04644 (section VI.C).
     """
 
+    norm: ClassVar[norms.Norm] = norms.Linf()
     kind: ClassVar[str] = "minimal"
     arguments: ClassVar[tuple[str, ...]] = (
         "confidence",

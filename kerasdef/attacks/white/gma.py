@@ -17,6 +17,7 @@ from kerasdef.attacks.base import Attack
 from kerasdef.attacks.white.gradient import GradientAttack
 from kerasdef.goals import Goal, Misclassify
 from kerasdef.norms import Linf, Norm
+from kerasdef.threat import ThreatModel
 
 SIZES = (0.1, 0.5, 1.0, 2.0, 3.0)  # paper, equation 2: V
 POWERS = (1, 2, 3, 4, 5, 6)  # paper, equation 2: i
@@ -87,6 +88,11 @@ class GMA(Attack):
             goal=self.goal,
             bounds=self.bounds,
         )
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Threat model: the radii in turn, or all of them for every image."""
+        return ThreatModel(self.norm, tuple(self.radii_of(len(self.radii)).tolist()), self.bounds, self.goal)
 
     def _run(self, model, x, y, batch_size, seed, show):
         attack = self.attack(len(x))

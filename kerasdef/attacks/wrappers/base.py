@@ -12,6 +12,7 @@ from kerasdef import checks
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.white.gradient import GradientAttack
 from kerasdef.goals import Goal, Hit
+from kerasdef.threat import ThreatModel
 
 _STRATEGIES = ("second_best", "least_likely", "random")
 
@@ -45,6 +46,11 @@ class Wrapper(Attack):
     def kind(self) -> str:
         """Whether the inner attack fills a ball ("budget") or looks for the smallest change ("minimal")."""
         return self.attack.kind
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Threat model of the inner attack."""
+        return self.attack.threat
 
     def with_goal(self, goal: Goal) -> Attack:
         """This attack with another goal."""
@@ -85,11 +91,10 @@ class Targeted(Wrapper):
         if isinstance(self.targets, str):
             checks.one_of("targets", self.targets, _STRATEGIES)
 
-    def run(self, model, x, y=None, *, batch_size: int = 256, seed: int = 0, progress: bool | None = None):
-        """Attack every sample of an array; success is to be taken for the target."""
-        model, x, y = self._prepare(model, x, y)
-        targets = self._choose(model.predict(x), y, seed)
-        return self._aimed().run(model, x, targets, batch_size=batch_size, seed=seed, progress=progress)
+    def _result(self, victim, x, y, batch_size, seed, show):
+        """What was found; success is to be taken for the target."""
+        targets = self._choose(victim.predict(x), y, seed)
+        return self._aimed()._result(victim, x, targets.astype("int32"), batch_size, seed, show)
 
     def _aimed(self) -> Attack:
         return self.attack.with_goal(Hit())
@@ -136,6 +141,11 @@ class Cycled(Wrapper):
     def radii_of(self, n: int) -> np.ndarray:
         """Radius of each of n samples: shape (n,)."""
         return np.resize(np.asarray(self.radii), n)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Threat model: the radii in turn."""
+        return dataclasses.replace(self.attack.threat, eps=self.radii)
 
     def _run(self, model, x, y, batch_size, seed, show):
         attack = dataclasses.replace(self.attack, eps=self.radii_of(len(x)))

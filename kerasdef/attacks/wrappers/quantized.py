@@ -10,10 +10,10 @@ from keras import ops
 
 from kerasdef import checks, norms, random
 from kerasdef.attacks.base import Attack
-from kerasdef.attacks.white.gma import GMA
-from kerasdef.attacks.worst_of import WorstOf, judged
-from kerasdef.attacks.wrappers.base import Cycled, Wrapper, targets_outside
+from kerasdef.attacks.worst_of import judged
+from kerasdef.attacks.wrappers.base import Wrapper, targets_outside
 from kerasdef.norms import Norm
+from kerasdef.threat import ThreatModel
 
 _ON = 1e-3  # of a level: a value this near to one is on it (float32 noise is below 1e-4 of 256 levels)
 _SALT = 71  # of the random roundings
@@ -62,6 +62,12 @@ class Quantized(Wrapper):
             object.__setattr__(self, "eps", checks.radius("eps", self.eps))
         ball_of(self, 1)  # raises where it is not known
 
+    @property
+    def threat(self) -> ThreatModel:
+        """Threat model of the inner attack, in the ball that is given."""
+        inner = self.attack.threat
+        return inner if self.norm is None else dataclasses.replace(inner, norm=self.norm, eps=self.eps)
+
     def _run(self, model, x, y, batch_size, seed, show):
         found, spent = self.attack._run(model, x, y, batch_size, seed, show)
         if found.shape != x.shape:
@@ -99,29 +105,12 @@ def ball_of(attack: Attack, n: int) -> tuple[Norm, np.ndarray] | None:
     Raises:
         ValueError: A budget attack does not tell its ball.
     """
-    names = {f.name for f in dataclasses.fields(attack)}
-    own = {"norm", "eps"} <= names and attack.eps is not None
-    if own:
-        return norms.get(attack.norm), _radii(attack.eps, n)
-    if attack.kind == "minimal":
+    threat = attack.threat
+    if attack.kind == "minimal" and threat.eps is None:
         return None
-    if isinstance(attack, GMA):
-        return attack.norm, attack.radii_of(n)
-    if isinstance(attack, Cycled):
-        return attack.attack.norm, attack.radii_of(n)
-    if isinstance(attack, Wrapper):
-        return ball_of(attack.attack, n)
-    if isinstance(attack, WorstOf):
-        balls = [ball_of(a, n) for a in attack.attacks]
-        if all(b[0] == balls[0][0] and np.array_equal(b[1], balls[0][1]) for b in balls):
-            return balls[0]
-    raise ValueError(f"`norm` and `eps` must be given for an attack that has no single ball. Received: {attack!r}")
-
-
-def _radii(eps, n: int) -> np.ndarray:
-    """One radius for each sample; radii of another number of samples are left to the attack to refuse."""
-    eps = np.asarray(eps, dtype="float64")
-    return np.resize(eps, n)
+    if threat.norm is None or threat.eps is None:
+        raise ValueError(f"`norm` and `eps` must be given for an attack that has no single ball. Received: {attack!r}")
+    return threat.norm, threat.radii(n)
 
 
 def _round(x, x_adv, rule, seeds, levels, bounds, norm, eps) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import keras
@@ -11,6 +12,7 @@ from keras import ops
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.wrappers.base import Wrapper
 from kerasdef.models import Victim
+from kerasdef.threat import ThreatModel
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -47,6 +49,12 @@ class Transfer(Wrapper):
     def access(self) -> str:
         """What is needed of the model under attack."""
         return "black box"
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Threat model: of the model under attack nothing is known."""
+        knows = "nothing of the model: the attack is made on another one"
+        return dataclasses.replace(self.attack.threat, access="black box", knows=knows)
 
     def _view(self, model):
         victim, source = Victim.of(model).facing(self.bounds), self._source()

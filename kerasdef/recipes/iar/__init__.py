@@ -1,4 +1,4 @@
-"""Iterative adversarial retraining (Afzal and Huzaifa, 2025): settings, training, judging."""
+"""Iterative adversarial retraining (Afzal and Huzaifa, 2025): settings, training, judging.
 
-from kerasdef.recipes.iar.result import IAR as IAR
-from kerasdef.recipes.iar.training import train as train
+The settings are read without Keras, so nothing is imported here.
+"""

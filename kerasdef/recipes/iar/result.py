@@ -55,6 +55,6 @@ class IAR(Classifier):
                 row = {"attacker": box, "attack": attack}
                 for model in ("before", "after"):
                     row[model] = 100 * self.report.metrics(model, prefix + attack)["adversarial_accuracy"]
-                    row[f"{model}, not fooled"] = 100 * self.report.metrics(model, prefix + attack)["withstood"]
+                    row[f"{model}, not fooled"] = 100 * self.report.metrics(model, prefix + attack)["not_fooled"]
                 rows.append(row)
         return pd.DataFrame(rows)

@@ -1,6 +1,6 @@
 """Iterative adversarial retraining of an 11-class CNN (Afzal and Huzaifa, 2025, short name "iar").
 
-The paper gives neither radii nor the noise; `iar_settings` says what was chosen and why.
+The paper gives neither radii nor the noise; `kerasdef.recipes.iar.settings` says what was chosen and why.
 """
 
 from __future__ import annotations
@@ -8,99 +8,50 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from kerasdef import backend, checks, models
-from kerasdef.attacks import PGD, AutoAttack, Evade
+from kerasdef.attacks import PGD, Attack, AutoAttack, Evade
 from kerasdef.datasets import Dataset, as_dataset
-from kerasdef.evaluation import Outcome
-from kerasdef.evaluation.outcomes import CLEAN, POOLED
+from kerasdef.defenses import RejectClass
+from kerasdef.evaluation import Evaluation, Plan, Planned, evaluate
 from kerasdef.files import digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.autoattack import run_autoattack
-from kerasdef.recipes.base import check_network, first_examples, fit, l2_distance, stratified, usual_batch
+from kerasdef.recipes.base import check_network, first_examples, fit, stratified
 from kerasdef.recipes.iar.attacks import Within, default_attacks
 from kerasdef.recipes.iar.result import IAR
-from kerasdef.recipes.iar.settings import (
-    ADAPTIVE_STEP,
-    EPS,
-    JUDGING,
-    RHO,
-    SPLIT,
-    Settings,
-    epochs_of,
-)
+from kerasdef.recipes.iar.settings import ADAPTIVE_STEP, EPS, GRAY, JUDGING, RHO, SPLIT, IARSettings
+from kerasdef.recipes.settings import usual_batch
 from kerasdef.reporting import Report
 from kerasdef.runs import progress
 from kerasdef.runs.seeds import derive
 from kerasdef.runs.store import EARLIER, Store, restore, weights_piece
+from kerasdef.settings import takes
 from kerasdef.training import Mixture, Shares
 from kerasdef.training.state import read_state, write_state
 
-_GRAY = "gray_"  # before the name of an attack made on the surrogate
 _VALID = 200  # held-out images on which rho is looked at after each round
 
 
-def train(
-    data: str | Path | Dataset | tuple = "digits",
-    *,
-    eps: float | None = None,
-    attacks: Mapping[str, Callable] | None = None,
-    adversarial_label: str = "true",
-    weight: float = 0.5,
-    smoothing: float = 0.1,
-    noise: float = 0.1,
-    iterations: int = 3000,
-    round_size: int = 2048,
-    stop: str | None = None,
-    network: str | Callable = "cnn11",
-    surrogate: str | Callable = "target_dnn",
-    epochs: int | None = None,
-    batch_size: int = 126,
-    learning_rate: float = 1e-3,
-    n_test: int = 1000,
-    autoattack: bool = True,
-    seed: int = 0,
-    out: str | Path | None = None,
-    show: bool | None = None,
-) -> IAR:
+@takes(IARSettings)
+def train(data: str | Path | Dataset | tuple = IARSettings.data, **settings) -> IAR:
     """Train a classifier, retrain it on fresh adversarial images round by round, and judge it before and after.
 
     Every round makes FGSM, PGD, BIM and C&W images on the model as it is and goes on training on batches with equal
     shares of clean, noisy and each kind of adversarial images. The loss is `weight` times that of the clean and noisy
     images and `1 - weight` times that of the adversarial ones. Training goes on to the last iteration unless
-    `stop="rho"`, which ends it where the paper's rule fires: accuracy under every attack risen by 0.1 on held-out
+    `stop="rho"`, which ends it where the paper's rule fires: accuracy under every attack has risen by 0.1 on held-out
     images. An attack that leaves more than 90 % of them before retraining keeps it from firing.
 
+    The data is split anew, 80:20. Data with other bounds than (0, 1) is brought to (0, 1) first, and `eps` with it; the
+    networks and the attacks see it so.
+
     Args:
-        data: A name ("digits", "mnist", ...), the path of an .npz file, a `Dataset`, or arrays (x, y) or
-            (x_train, y_train, x_test, y_test). Split anew, 80:20.
-        eps: Linf radius of FGSM, PGD and BIM, and of the attacks of the adaptive column, above 0. None: 0.1 (0.05 on
-            color images).
-        attacks: Attacks by name instead of the paper's four: anything called as `attack(model, x, y, seed=...,
-            progress=...)` that returns x_adv.
-        adversarial_label: "true": adversarial images keep their class. "reject": they get the eleventh, unless the
-            attack changed nothing; attacks with a `with_goal` then want a label that is neither true nor the eleventh.
-        weight: Of the clean and noisy images in the loss, in [0, 1].
-        smoothing: Label smoothing while retraining, in [0, 1).
-        noise: Standard deviation of the Gaussian noise of the noisy images, in input units.
-        iterations: Batches of retraining at most (paper: kmax = 3000).
-        round_size: Training images that a round attacks.
-        stop: "rho" ends where the paper's rule fires.
-        network: Name of the network, or a function (input_shape, outputs, seed=...) that returns a Keras model.
-        surrogate: The same for the gray-box attacker's network.
-        epochs: Passes over the clean images before retraining; None: 5, more on small sets.
-        batch_size: Images in a batch of retraining: a multiple of the number of kinds (6).
-        learning_rate: Of Adam at the start; it falls as a cosine to zero.
-        n_test: Most test images to judge on.
-        autoattack: Run the standard AutoAttack on the retrained model.
-        seed: All randomness comes from it.
-        out: Folder for the run. A run that was killed goes on from the last round and ends with the same weights.
-        show: Progress bars; None shows them on a terminal and in notebooks.
+        {settings}
 
     Returns:
         An `IAR`.
@@ -110,59 +61,20 @@ def train(
 
     References: iar paper, sections III and IV.
     """
-    dataset = as_dataset(data)
-    if dataset.bounds != (0.0, 1.0) or len(dataset.input_shape) != 3:
-        raise ValueError(
-            f"`data` must be images in the bounds (0, 1). Received: shape={dataset.input_shape}, "
-            f"bounds={dataset.bounds}"
-        )
-    whole = dataset.fingerprint
-    dataset = dataset.resplit(SPLIT, seed=checks.non_negative_int("seed", seed)).with_validation(0.05, seed=seed)
-    eps = EPS[int(dataset.input_shape[-1] > 1)] if eps is None else checks.real("eps", eps, low=0.0, open_low=True)
-    if attacks is not None and not isinstance(attacks, Mapping):
-        raise ValueError(f"`attacks` must map names to callables. Received: {attacks!r}")
-    attacks = default_attacks(eps, math.prod(dataset.input_shape)) if attacks is None else dict(attacks)
-    for name, attack in attacks.items():
-        if not str(name).isidentifier() or not callable(attack):
-            raise ValueError(f"`attacks` must map names to callables. Received: {name!r}: {attack!r}")
-        if name in (CLEAN, POOLED) or str(name).startswith(_GRAY):
-            raise ValueError(
-                f"Names of `attacks` must not be {CLEAN!r} or {POOLED!r} or begin with {_GRAY!r}. Received: {name!r}"
-            )
-    if not attacks:
-        raise ValueError("`attacks` must name at least one attack. Received: attacks={}")
-    kinds = len(attacks) + 2
-    if checks.positive_int("batch_size", batch_size) % kinds:
-        raise ValueError(
-            f"`batch_size` must be a multiple of {kinds}, the kinds of images. Received: batch_size={batch_size}"
-        )
-    settings = Settings(
-        eps=eps,
-        adversarial_label=adversarial_label,
-        weight=weight,
-        smoothing=smoothing,
-        noise=noise,
-        iterations=iterations,
-        round_size=min(checks.positive_int("round_size", round_size), dataset.n_train),
-        stop=stop,
-        epochs=epochs_of(epochs, dataset.n_train, usual_batch(dataset.n_train)),
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        n_test=n_test,
-        autoattack=bool(autoattack),
-        seed=seed,
-    )
-    if settings.round_size < batch_size // kinds:
-        raise ValueError(f"`round_size` must be at least {batch_size // kinds}. Received: round_size={round_size}")
-    steps = settings.round_size // (batch_size // kinds)
-    if settings.iterations < steps:
-        raise ValueError(
-            f"`iterations` must be at least {steps}, the batches of a round. Received: iterations={iterations}"
-        )
-    builders = {"network": _builder("network", network), "surrogate": _builder("surrogate", surrogate)}
-    run = _Run(dataset, whole, attacks, settings, builders, show)
-    pieces = Store(out, run.record(), judging=JUDGING)
-    return run.all(pieces, out)
+    s = IARSettings.of({"data": data, **settings})
+    dataset = as_dataset(s.data)
+    if len(dataset.input_shape) != 3:
+        raise ValueError(f"`data` must be images. Received: samples of shape {dataset.input_shape}")
+    whole, (low, high) = dataset.fingerprint, dataset.bounds
+    usual = EPS[int(dataset.input_shape[-1] > 1)]
+    s = dataclasses.replace(s, eps=usual if s.eps is None else s.eps / (high - low))
+    dataset = dataset.rescaled((0.0, 1.0)).resplit(SPLIT, seed=s.seed).with_validation(0.05, seed=s.seed)
+    attacks = default_attacks(s.eps, math.prod(dataset.input_shape)) if s.attacks is None else s.attacks
+    s = s.on(dataset.n_train, len(attacks) + 2)
+    builders = {"network": _builder("network", s.network), "surrogate": _builder("surrogate", s.surrogate)}
+    run = _Run(dataset, whole, attacks, s, builders, s.progress)
+    pieces = Store(s.out, run.record(), judging=JUDGING)
+    return run.all(pieces, s.out)
 
 
 def _builder(name: str, network: str | Callable) -> Callable:
@@ -172,7 +84,7 @@ def _builder(name: str, network: str | Callable) -> Callable:
 class _Run:
     """The steps of a run."""
 
-    def __init__(self, data: Dataset, whole: str, attacks, settings: Settings, builders, show):
+    def __init__(self, data: Dataset, whole: str, attacks, settings: IARSettings, builders, show):
         self.whole = whole
         self.data, self.attacks, self.s, self.builders, self.show = data, attacks, settings, builders, show
         self.k = data.classes
@@ -183,8 +95,6 @@ class _Run:
             }
         self.test = stratified(data.y_test, settings.n_test, derive(settings.seed, "test"))
         self.valid = stratified(data.y_valid, _VALID, derive(settings.seed, "valid"))
-        self.kept: dict[str, np.ndarray] = {}
-        self.flags: list[str] = []
         self.built = {role: self.build(role) for role in builders}
 
     def record(self) -> dict:
@@ -200,7 +110,7 @@ class _Run:
             "order": list(self.attacks),
             "networks": identity(self.builders, "networks", strict=False),
             "backend": backend.NAME,
-            **dataclasses.asdict(self.s),
+            **self.s.record(),
         }
 
     def build(self, role: str) -> keras.Model:
@@ -248,7 +158,7 @@ class _Run:
             parts.append((x_adv, np.where(moved, self.k, y)))
         return Shares(parts, weights, batch_size=s.batch_size, classes=self.k + 1, seed=derive(s.seed, "mix", number))
 
-    def withstood(self, model: keras.Model) -> dict[str, float]:
+    def not_fooled(self, model: keras.Model) -> dict[str, float]:
         """Accuracy of held-out images under each attack made on the model itself."""
         d, found = self.data, {}
         x, y = d.x_valid[self.valid], d.y_valid[self.valid]
@@ -277,7 +187,7 @@ class _Run:
         if state is not None and state.exists():
             seen, _ = read_state(state, model)
         else:
-            seen = {"before": self.withstood(model), "rounds": [], "fired": None, "seconds": 0.0}
+            seen = {"before": self.not_fooled(model), "rounds": [], "fired": None, "seconds": 0.0}
         earlier = seen["seconds"]
         with progress.bar("retraining", rounds, show=self.show, unit="rounds") as advance:
             advance(len(seen["rounds"]))
@@ -288,7 +198,7 @@ class _Run:
                 data = self.shares(model, number, advance)
                 advance(0, f"training{known}")
                 history = model.fit(data, epochs=1, verbose=0, shuffle=False).history
-                after = self.withstood(model)
+                after = self.not_fooled(model)
                 clean = models.predict_logits(model, d.x_valid).argmax(axis=1) == d.y_valid
                 rho = {name: after[name] - seen["before"][name] for name in after}
                 if seen["fired"] is None and min(rho.values()) >= RHO - 1e-9:  # 0.35 - 0.25 is a hair below
@@ -307,82 +217,62 @@ class _Run:
 
     # -- judging ------------------------------------------------------------------------------------------------
 
-    def outcome(self, name: str, column: str, attack: str, model: keras.Model, x: np.ndarray) -> Outcome:
-        """What a model says of test images."""
-        y, clean = self.data.y_test[self.test], self.data.x_test[self.test]
-        predicted = models.predict_logits(model, x).argmax(axis=1)
-        return Outcome(name, column, attack, y, predicted, index=self.test, distance=l2_distance(x, clean))
-
-    def made(self, pieces: Store, label: str, make: Callable) -> np.ndarray:
-        """Adversarial test images, made now or found."""
-        if label not in self.kept:
-            found = pieces.get(f"attacks/{label}", lambda: ({"x": make()}, {}), phase=f"attacks, {label}", judging=True)
-            self.kept[label] = found[0]["x"]
-        return self.kept[label]
-
-    def paper(self, pieces: Store, name: str, model: keras.Model, surrogate: keras.Model) -> list[Outcome]:
-        """Clean images, the attacks on the model itself (white box), and those on the surrogate (gray box)."""
-        x, y = self.data.x_test[self.test], self.data.y_test[self.test]
-        found = [self.outcome(name, "paper", "clean", model, x)]
-        for label, victim in ((f"{name}", model), ("gray", surrogate)):
+    def plan(self, name: str, model: keras.Model, surrogate: keras.Model, *, adaptive: bool) -> Plan:
+        """The attacks on the model itself (white box) and on the surrogate (gray box), and on the defense whole."""
+        paper = {}
+        for label, victim in ((name, model), ("gray", surrogate)):
             for attack, run in self.attacks.items():
+                shown = attack if victim is model else f"{GRAY}{attack}"
+                place = {"piece": f"attacks/{label}-{attack}", "phase": f"attacks, {label}-{attack}"}
+                place["access"] = "gradients" if victim is model else "none"
+                paper[shown] = Planned(run, on=victim, seed=derive(self.s.seed, "judge", attack), **place)
+        found = {}
+        for attack, run in (self.adaptive() if adaptive else {}).items():
+            place = {"piece": f"attacks/adaptive-{attack}", "phase": f"attacks, adaptive-{attack}"}
+            found[attack] = Planned(run, seed=self.s.seed, **place)
+        return Plan(name, self.test, paper=paper, adaptive=found)
 
-                def make(run=run, victim=victim, attack=attack):
-                    return run(victim, x, y, seed=derive(self.s.seed, "judge", attack), progress=self.show)
-
-                x_adv = self.made(pieces, f"{label}-{attack}", make)
-                shown = attack if victim is model else f"{_GRAY}{attack}"
-                found.append(self.outcome(name, "paper", shown, model, x_adv))
-        return found
-
-    def adaptive(self, pieces: Store, model: keras.Model) -> list[Outcome]:
-        """Attackers who want a label that is neither the true one nor the eleventh."""
-        x, y = self.data.x_test[self.test], self.data.y_test[self.test]
-        common = {"eps": self.s.eps, "goal": Evade(self.k)}
+    def adaptive(self) -> dict[str, Attack]:
+        """Attacks on the retrained defense whole."""
         long = {"steps": 100, "random_start": False, "relative_step": ADAPTIVE_STEP}
-        attacks = {"pgd": PGD(steps=40, **common), "margin_pgd": PGD(loss="margin", **long, **common)}
-        found = [self.outcome("after", "adaptive", "clean", model, x)]
-        for name, attack in attacks.items():
+        eps = self.s.eps
+        attacks = {"pgd": PGD(eps=eps, steps=40), "margin_pgd": PGD(eps=eps, loss="margin", **long)}
+        return attacks | ({"autoattack": AutoAttack(eps=eps)} if self.s.autoattack else {})
 
-            def make(attack=attack):
-                return attack(model, x, y, seed=self.s.seed, progress=self.show)
-
-            found.append(self.outcome("after", "adaptive", name, model, self.made(pieces, f"adaptive-{name}", make)))
-        if self.s.autoattack:
-            options = {"seed": self.s.seed, "progress": self.show}
-            x_adv, self.flags = run_autoattack(
-                pieces, "adaptive-autoattack", AutoAttack(**common), model, x, y, **options
-            )
-            found.append(self.outcome("after", "adaptive", "autoattack", model, x_adv))
-        return found
+    def judge(self, pieces: Store, name: str, model, surrogate, *, rejects: bool, adaptive: bool) -> Evaluation:
+        """What a model says of the test images, clean and attacked."""
+        plan = self.plan(name, model, surrogate, adaptive=adaptive)
+        return evaluate(RejectClass(model, rejects=rejects), self.data, plan, pieces, progress=self.show)
 
     def all(self, pieces: Store, out) -> IAR:
         """Train, retrain, judge, write."""
         surrogate, _ = self.clean(pieces, "surrogate")
         before, history = self.clean(pieces, "network")
-        outcomes = self.paper(pieces, "before", before, surrogate)
+        undefended = self.judge(pieces, "before", before, surrogate, rejects=False, adaptive=False)
         model = self.build("network")
         model.set_weights(before.get_weights())
         piece = pieces.get("retrained", lambda: self.retrain(pieces, model), phase="retraining")
         restore(model, piece)
-        outcomes += self.paper(pieces, "after", model, surrogate)
-        outcomes += self.adaptive(pieces, model)
+        rejects = self.s.adversarial_label == "reject"
+        defended = self.judge(pieces, "after", model, surrogate, rejects=rejects, adaptive=True)
         x, y = self.data.x_test[self.test], self.data.y_test[self.test]
         fired = piece[1]["fired"]
         report = Report(
-            outcomes,
+            undefended.outcomes + defended.outcomes,
             classes=self.k,
             reject=self.k,
-            rejecting=["after"] if self.s.adversarial_label == "reject" else [],
+            rejecting=["after"] if rejects else [],
+            main="after",
+            bounds=self.data.bounds,
             class_names=self.data.class_names,
             settings=self.record(),
             seed=self.s.seed,
             dataset=self.data.name,
             phases=pieces.seconds,
             history={"before": history, "after": piece[1]["history"]},
-            examples=first_examples(x, y, {a: self.kept[f"before-{a}"] for a in self.attacks}, before),
+            examples=first_examples(x, y, {a: undefended.images["paper", a] for a in self.attacks}, before),
             notes=self._notes(len(piece[1]["history"]["loss"]), fired, piece[1]["before"]),
-            flags=self.flags,
+            flags=undefended.flags + defended.flags,
         )
         result = IAR(model, before, surrogate, piece[1]["history"], fired, report, out if out is None else Path(out))
         if out is not None:
@@ -408,7 +298,7 @@ class _Run:
             end = f"fired after round {fired} of {rounds}"
         return [
             f"{radii} The adaptive column is at Linf {self.s.eps:g}.",
-            f"Attacks named {_GRAY}... are made on the surrogate, all others on the model itself (white box).",
+            f"Attacks named {GRAY}... are made on the surrogate, all others on the model itself (white box).",
             f"Adversarial images were trained on with {label}.",
             f"The rule, rho >= {RHO:g} under every attack on {len(self.valid)} held-out images, {end}.",
         ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -13,15 +14,18 @@ import numpy as np
 from kerasdef import models
 from kerasdef.attacks import GMA, PGD, GradientAttack
 from kerasdef.datasets import Dataset
-from kerasdef.defenses import EvadeVote
-from kerasdef.evaluation import Outcome
-from kerasdef.recipes.base import l2_distance
-from kerasdef.recipes.mia.result import MIA, vote
+from kerasdef.defenses import Voting
+from kerasdef.evaluation import Images, Outcome, Plan, Planned, evaluate
+from kerasdef.norms import Norm
+from kerasdef.recipes.mia.result import MIA
 from kerasdef.recipes.mia.sets import AdversarialSet, l2_radii, portion
-from kerasdef.recipes.mia.settings import ADAPTIVE_STEP, RADII, Settings
+from kerasdef.recipes.mia.settings import ADAPTIVE_STEP, RADII, MIASettings
 from kerasdef.reporting import Report
 from kerasdef.runs.seeds import derive
 from kerasdef.runs.store import Store
+
+_CYCLE = re.compile(r"(.+)/cycle(\d+)")
+_VOTER = re.compile(r"voter\d+")
 
 
 @dataclass(frozen=True)
@@ -50,45 +54,47 @@ class Judge:
         settings: Of the run.
         sets: The images of each attack, by attack and split.
         rows: Test images to judge on.
+        norms: Norm of each attack, where it is known.
     """
 
     data: Dataset
-    settings: Settings
+    settings: MIASettings
     sets: Mapping[str, Mapping[str, AdversarialSet]]
     rows: np.ndarray
+    norms: Mapping[str, Norm | None]
 
-    def paper(self, label: str, predict: Callable) -> list[Outcome]:
+    def paper(self, label: str, defense: keras.Model) -> list[Outcome]:
         """Outcomes of a model on the clean test images and on every attack's.
 
         Args:
             label: Name of the model.
-            predict: From images to labels (n,) and scores (n,) or None.
+            defense: The model.
         """
-        y = self.data.y_test[self.rows]
-        found = [Outcome(label, "paper", "clean", y, *predict(self.data.x_test[self.rows]), index=self.rows)]
-        for name, splits in self.sets.items():
-            s = splits["test"]
-            found.append(Outcome(label, "paper", name, s.y, *predict(s.x), s.radius, s.index, s.distance))
-        return found
+        return evaluate(defense, self.data, Plan(label, self.rows, paper=self.made(label))).outcomes
 
-    def adaptive(self, pieces: Store, voters: Sequence[keras.Model], prefix: str, show: bool | None) -> list[Outcome]:
-        """Outcomes of attackers who see the voting model whole and want a label that is neither true nor K."""
-        rows = self.rows[: self.settings.adaptive_limit]
-        x, y = self.data.x_test[rows], self.data.y_test[rows]
-        stacked = models.stack_logits(voters)
-        found = []
-        for name, (attack, radius) in self.adaptive_attacks(len(rows)).items():
+    def made(self, label: str) -> dict[str, Images]:
+        """The images of every attack, which were made on the target."""
+        access = "gradients" if label == "target" else "none"
+        return {
+            name: Images(splits["test"].x, splits["test"].index, splits["test"].radius, self.norms.get(name), access)
+            for name, splits in self.sets.items()
+        }
 
-            def make(attack=attack, name=name):
-                seed = derive(self.settings.seed, prefix, "adaptive", name)
-                return {"x": attack(stacked, x, y, batch_size=128, seed=seed, progress=show)}, {}
+    def defense(self, pieces: Store, voting: Voting, prefix: str, show: bool | None) -> list[Outcome]:
+        """Outcomes of the vote: on the attacks' images, and under attackers who see it whole.
 
-            arrays, _ = pieces.get(f"{prefix}adaptive/{name}", make, phase="adaptive attacks", judging=True)
-            x_adv = arrays["x"]
-            found.append(Outcome("mia", "adaptive", name, y, *vote(voters, x_adv), radius, rows, l2_distance(x_adv, x)))
-        return found
+        Those want a label that is neither the true one nor K.
+        """
+        count = min(len(self.rows), self.settings.adaptive_limit)
+        adaptive = {}
+        for name, attack in self.adaptive_attacks(count).items():
+            seed = derive(self.settings.seed, prefix, "adaptive", name)
+            place = {"piece": f"{prefix}adaptive/{name}", "phase": "adaptive attacks"}
+            adaptive[name] = Planned(attack, seed=seed, batch_size=128, count=count, **place)
+        plan = Plan("mia", self.rows, paper=self.made("mia"), adaptive=adaptive)
+        return evaluate(voting, self.data, plan, pieces, progress=show).outcomes
 
-    def adaptive_attacks(self, n: int) -> dict[str, tuple[GradientAttack, np.ndarray]]:
+    def adaptive_attacks(self, n: int) -> dict[str, GradientAttack]:
         """PGD and margin-loss PGD at the paper's L2 radii, and margin-loss PGD at the thirty radii of GMA.
 
         They start at the image and take long steps. From a random point of the ball the vote says "adversarial" at
@@ -99,12 +105,11 @@ class Judge:
         common = {
             "steps": self.settings.adaptive_steps,
             "random_start": False,
-            "goal": EvadeVote(self.data.classes),
         }
         return {
-            "pgd": (PGD(eps=l2, norm="l2", relative_step=ADAPTIVE_STEP["l2"], **common), l2),
-            "margin_pgd": (PGD(eps=l2, norm="l2", relative_step=ADAPTIVE_STEP["l2"], loss="margin", **common), l2),
-            "gma": (PGD(eps=thirty, norm="linf", relative_step=ADAPTIVE_STEP["linf"], loss="margin", **common), thirty),
+            "pgd": PGD(eps=l2, norm="l2", relative_step=ADAPTIVE_STEP["l2"], **common),
+            "margin_pgd": PGD(eps=l2, norm="l2", relative_step=ADAPTIVE_STEP["l2"], loss="margin", **common),
+            "gma": PGD(eps=thirty, norm="linf", relative_step=ADAPTIVE_STEP["linf"], loss="margin", **common),
         }
 
     def examples(self, target: keras.Model) -> dict:
@@ -175,6 +180,8 @@ class Judge:
             self.data,
             outcomes,
             seed=self.settings.seed,
+            main="mia",
+            hidden=hidden(list(dict.fromkeys(o.model for o in outcomes))),
             examples=self.examples(target),
             notes=self.notes(rule, share),
             flags=self.flags(rule),
@@ -207,5 +214,15 @@ def joint_report(data: Dataset, parts: Mapping[str, MIA], **run) -> Report:
 
 
 def _report(data: Dataset, outcomes: Sequence[Outcome], **rest) -> Report:
-    k = data.classes
-    return Report(outcomes, classes=k, reject=k, class_names=data.class_names, dataset=data.name, **rest)
+    facts = {"class_names": data.class_names, "dataset": data.name, "bounds": data.bounds}
+    return Report(outcomes, classes=data.classes, reject=data.classes, **facts, **rest)
+
+
+def hidden(models: Sequence[str]) -> list[str]:
+    """Of the models of a run: the voters, and EAT models of every cycle but the last."""
+    cycles = {}
+    for name in models:
+        if found := _CYCLE.fullmatch(name):
+            cycles.setdefault(found[1], []).append((int(found[2]), name))
+    earlier = {name for found in cycles.values() for _, name in sorted(found)[:-1]}
+    return [name for name in models if name in earlier or _VOTER.fullmatch(name)]

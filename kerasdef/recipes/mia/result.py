@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from kerasdef import checks, models
-from kerasdef.defenses.voting import decide
+from kerasdef import checks
 from kerasdef.reporting import Report
 
 
@@ -48,7 +46,7 @@ class MIA:
     def predict(self, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
         """Labels of shape (n,) for images of shape (n, ...); K stands for "adversarial"."""
         x = checks.images("x", x, shape=self.model.input_shape[1:])
-        return vote(self.members, x, batch_size=batch_size)[0]
+        return self.model.decide(x, batch_size=batch_size).label
 
     def score(self, x: np.ndarray, y: np.ndarray) -> float:
         """Accuracy over K + 1 classes."""
@@ -82,19 +80,3 @@ class MIAEach:
         for name, part in self.parts.items():
             part.export(Path(path) / (name if to == "saved_model" else f"{name}.keras"), to=to)
         return Path(path)
-
-
-def vote(members: Sequence[keras.Model], x: np.ndarray, *, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (n,) and mean probabilities of the last class (n,) by the hard vote of the members."""
-    logits = np.stack([models.predict_logits(m, x, batch_size=batch_size) for m in members], axis=1)
-    return _count(logits)
-
-
-def single(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (n,) and probabilities of the last class (n,) by one classifier."""
-    return _count(models.predict_logits(model, x)[:, None])
-
-
-def _count(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    label, _, probabilities = decide(keras.ops.convert_to_tensor(logits))
-    return keras.ops.convert_to_numpy(label).astype("int64"), keras.ops.convert_to_numpy(probabilities)[:, -1]

@@ -1,13 +1,12 @@
 """The Model Integration Approach: adversarial training in growing shares, bootstraps, a vote.
 
-Sanapala and Gondi, 2025 (short name "mia"); `mia_settings` says where its numbers come from.
+Sanapala and Gondi, 2025 (short name "mia"); `kerasdef.recipes.mia.settings` says where its numbers come from.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
@@ -15,83 +14,39 @@ import numpy as np
 
 from kerasdef import backend, checks, models
 from kerasdef.datasets import Dataset, as_dataset
-from kerasdef.defenses import bootstrap_indices, voting_model
+from kerasdef.defenses import RejectClass, bootstrap_indices, voting_model
+from kerasdef.evaluation.judging import reach
 from kerasdef.files import digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.base import check_network, fit, stratified, usual_batch
+from kerasdef.recipes.base import check_network, fit, stratified
 from kerasdef.recipes.mia.report import Judge, Rule, joint_report
-from kerasdef.recipes.mia.result import MIA, MIAEach, single, vote
+from kerasdef.recipes.mia.result import MIA, MIAEach
 from kerasdef.recipes.mia.sets import AdversarialSet, attacked, default_attack, portion
-from kerasdef.recipes.mia.settings import ATTACKS, JUDGING, MEMBERS, THRESHOLD, Settings, epochs_of
+from kerasdef.recipes.mia.settings import JUDGING, MIASettings
 from kerasdef.runs.seeds import derive
 from kerasdef.runs.store import Store, restore, weights_piece
+from kerasdef.settings import takes
 from kerasdef.training import Mixture, adversarial_count
 
 
-def train(
-    data: str | Dataset | tuple | Path = "digits",
-    *,
-    attacks: Sequence[str] | Mapping[str, Callable] = ATTACKS,
-    per_attack: bool = False,
-    shares: Sequence[float] = (0.15, 0.25, 0.40, 0.50),
-    share: float | None = None,
-    threshold: float = THRESHOLD,
-    stop: bool = False,
-    bootstraps: int = 3,
-    target: str | Callable = "target_dnn",
-    members: Sequence[str | Callable] = MEMBERS,
-    epochs: Mapping[str, int] | None = None,
-    batch_size: int | None = None,
-    learning_rate: float = 1e-3,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    test_size: float = 0.30,
-    valid_size: float = 0.10,
-    limit: int = 4000,
-    adaptive_limit: int = 500,
-    adaptive_steps: int = 100,
-    seed: int = 0,
-    out: str | Path | None = None,
-    show: bool | None = None,
-) -> MIA | MIAEach:
+@takes(MIASettings)
+def train(data: str | Dataset | tuple | Path = MIASettings.data, **settings) -> MIA | MIAEach:
     """Train the MIA defense on a data set, judge it, and say so in a report.
 
-    Trains the target; makes each attack's images on it, labeled K ("adversarial"); trains the EAT models in cycles
-    with growing shares of these; trains a bootstrap of each at the share where the stop rule fired; joins them by a
-    hard vote. The share is that of adversarial images in all training images, spread evenly over the attacks. Only
-    images that the target gets right are attacked, and those an attack leaves unchanged (Carlini and Wagner may fail)
-    are left out.
+    The recipe trains the target; makes each attack's images on it, labeled K ("adversarial"); trains the EAT models in
+    cycles with growing shares of these; trains a bootstrap of each at the share where the stop rule fired; and joins
+    them by a hard vote. The share is that of adversarial images in all training images, spread evenly over the
+    attacks. Only images that the target gets right are attacked, and those that an attack leaves unchanged (Carlini and
+    Wagner may fail) are left out.
 
     Stop rule (section 4.1.2): the smallest share after which every EAT model is above `threshold` on every attack, in
     accuracy over K + 1 classes on clean and attacked validation images together. If no share reaches it, the last one
     is used and the report says so.
 
+    Data with other bounds than (0, 1) is brought to (0, 1) first; the networks and the attacks see it so.
+
     Args:
-        data: A name ("digits", "mnist", ...), the path of an .npz file, a `Dataset`, or arrays (x, y) or
-            (x_train, y_train, x_test, y_test).
-        attacks: Names of attacks, or a dict from names to attacks: anything called as `attack(model, x, y, seed=...,
-            progress=...)` that returns x_adv.
-        per_attack: Train one defense for each attack, as in the paper's tables, instead of one for all.
-        shares: Shares of adversarial images, growing, each in (0, 1).
-        share: The one of `shares` that the voters are trained at (the paper took 0.40). None: the stop rule's.
-        threshold: Of the stop rule, in [0, 1].
-        stop: End the cycles where the rule fires. False trains all, as in tables 5 and 6; the rule chooses alike.
-        bootstraps: Number of voters; voter i starts from EAT model i modulo their number.
-        target: Name of a network, or a function (input_shape, outputs, seed=...) that returns a Keras model.
-        members: The same for the EAT models.
-        epochs: Passes for "target", for a cycle of "eat" and for "mia"; missing ones take the defaults: 5, 2 and 4,
-            and on fewer than 10,000 training images as many as make 1,500, 250 and 700 optimizer steps.
-        batch_size: Samples in a training batch; None: 128, or 32 below 10,000 training images.
-        learning_rate: Of Adam.
-        callbacks: Keras callbacks, passed to every `fit`.
-        test_size: Share of the whole set held out for testing, stratified (paper: 0.30).
-        valid_size: Share of the rest held out for the stop rule.
-        limit: Most test images to judge on; the clean and the attacked images are the same ones.
-        adaptive_limit: Most test images for the adaptive attacks.
-        adaptive_steps: Steps of the adaptive attacks.
-        seed: All randomness comes from it: two runs give the same report.
-        out: Folder for the run: pieces, report, exported model. A run that was killed goes on from there; one with
-            other adaptive attacks keeps what was trained and is judged anew.
-        show: Progress bars; None shows them on a terminal and in notebooks.
+        {settings}
 
     Returns:
         A `MIA`, or a `MIAEach` with `per_attack=True`.
@@ -101,65 +56,27 @@ def train(
 
     References: Sanapala and Gondi, 2025, section 4, tables 1 and 2.
     """
-    dataset = as_dataset(data)
-    if dataset.bounds != (0.0, 1.0):
-        raise ValueError(f"`data` must lie in the bounds (0, 1). Received: bounds={dataset.bounds}")
+    s = MIASettings.of({"data": data, **settings})
+    dataset = as_dataset(s.data)
+    whole, dataset = dataset.fingerprint, dataset.rescaled((0.0, 1.0))
     size = math.prod(dataset.input_shape)
-    if not isinstance(attacks, Mapping):
-        attacks = (attacks,) if isinstance(attacks, str) else attacks
-        attacks = {name: default_attack(name, size) for name in attacks}
-    if not attacks:
-        raise ValueError("`attacks` must name at least one attack. Received: attacks=()")
-    for name in attacks:
-        if not isinstance(name, str) or name in ("clean", "pooled") or not name.isidentifier():
-            raise ValueError(f"`attacks` must have names that are identifiers. Received: {name!r}")
-        if not callable(attacks[name]):
-            raise ValueError(f"`attacks` must hold callables. Received: {name}={attacks[name]!r}")
-    checks.share("test_size", test_size)
-    checks.share("valid_size", valid_size)
-    whole = dataset.fingerprint
-    dataset = dataset.resplit(test_size, seed=checks.non_negative_int("seed", seed)).with_validation(
-        valid_size, seed=seed
-    )
-    batch_size = usual_batch(dataset.n_train) if batch_size is None else batch_size
-    settings = Settings(
-        shares=checks.growing_shares("shares", shares),
-        share=share,
-        threshold=threshold,
-        stop=bool(stop),
-        bootstraps=bootstraps,
-        epochs=epochs_of(epochs, dataset.n_train, checks.positive_int("batch_size", batch_size)),
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        test_size=test_size,
-        valid_size=valid_size,
-        limit=limit,
-        adaptive_limit=adaptive_limit,
-        adaptive_steps=adaptive_steps,
-        seed=seed,
-    )
-    if dataset.n_train < batch_size:
-        raise ValueError(
-            f"`batch_size` must be at most the number of training images, {dataset.n_train}. "
-            f"Received: batch_size={batch_size}"
-        )
-    builders = {"target": _builder("target", target)}
-    members = (members,) if isinstance(members, str) or callable(members) else members
-    builders |= {f"eat{i + 1}": _builder("members", m) for i, m in enumerate(members)}
-    if len(builders) == 1:
-        raise ValueError("`members` must be one or more networks. Received: members=()")
-    run = _Run(dataset, whole, dict(attacks), settings, builders, list(callbacks), show)
+    attacks = s.attacks if isinstance(s.attacks, Mapping) else {name: default_attack(name, size) for name in s.attacks}
+    dataset = dataset.resplit(s.test_size, seed=s.seed).with_validation(s.valid_size, seed=s.seed)
+    s = s.on(dataset.n_train)
+    builders = {"target": _builder("target", s.target)}
+    builders |= {f"eat{i}": _builder("members", member) for i, member in enumerate(s.members, 1)}
+    run = _Run(dataset, whole, dict(attacks), s, builders, list(s.callbacks), s.progress)
     run.check_networks()
-    pieces = Store(out, run.record(per_attack), judging=JUDGING)
+    pieces = Store(s.out, run.record(), judging=JUDGING)
     target = run.target(pieces)
-    if not per_attack:
-        return _write(run.defense(pieces, target, tuple(attacks), ""), out)
+    if not s.per_attack:
+        return _write(run.defense(pieces, target, tuple(attacks), ""), s.out)
     own = {name: pieces.branch() for name in attacks}
     parts = {name: run.defense(own[name], target, (name,), f"{name}/") for name in attacks}
     for part in own.values():
         pieces.times |= part.times
-    report = joint_report(dataset, parts, settings=run.record(True), seed=settings.seed, phases=pieces.seconds)
-    return _write_each(MIAEach(parts, report), out)
+    report = joint_report(dataset, parts, settings=run.record(), seed=s.seed, phases=pieces.seconds)
+    return _write_each(MIAEach(parts, report), s.out)
 
 
 def _builder(name: str, network: str | Callable) -> Callable:
@@ -178,7 +95,7 @@ class _Run:
         self.test_rows = stratified(dataset.y_test, settings.limit, derive(settings.seed, "test"))
         self.valid_rows = stratified(dataset.y_valid, max(200, settings.limit // 4), derive(settings.seed, "valid"))
 
-    def record(self, per_attack: bool) -> dict:
+    def record(self) -> dict:
         """Everything the results depend on."""
         d = self.data
         return {
@@ -188,11 +105,10 @@ class _Run:
             "fingerprint": digest(d.x_train, d.y_train, d.x_valid, d.y_valid, d.x_test, d.y_test),
             "attacks": identity(self.attacks, "attacks", strict=False),
             "order": list(self.attacks),
-            "per_attack": bool(per_attack),
             "networks": identity(self.builders, "networks", strict=False),
             "callbacks": identity(self.callbacks, "callbacks", strict=False),
             "backend": backend.NAME,
-            **dataclasses.asdict(self.s),
+            **self.s.record(),
         }
 
     def build(self, role: str, *labels) -> keras.Model:
@@ -281,9 +197,10 @@ class _Run:
         """Train, vote and judge, for the attacks named; `target` is what the method of this name returned."""
         target, target_history = target
         sets = self.sets(pieces, target, names)
-        judge = Judge(self.data, self.s, sets, self.test_rows)
+        attacks = {name: reach(self.attacks[name], 1)[0] for name in names}
+        judge = Judge(self.data, self.s, sets, self.test_rows, attacks)
         history = {"target": target_history}
-        outcomes = judge.paper("target", lambda x: (models.predict_logits(target, x).argmax(axis=1), None))
+        outcomes = judge.paper("target", target)
         roles = [r for r in self.builders if r != "target"]
         eat = {role: self.build(role, prefix) for role in roles}
         valid = self.valid_parts(sets, names)
@@ -302,7 +219,7 @@ class _Run:
                 restore(model, piece)
                 history[label] = piece[1]["history"]
                 accuracies[role] = {n: self.accuracy(model, sets[n]["valid"]) for n in names}
-                outcomes += judge.paper(label, lambda x, m=model: single(m, x))
+                outcomes += judge.paper(label, RejectClass(model, bounds=self.data.bounds))
             reached = all(v > self.s.threshold for r in accuracies.values() for v in r.values())
             fired = rule is not None and rule.fired  # in an earlier cycle
             if share == self.s.share or (self.s.share is None and not fired):
@@ -328,11 +245,10 @@ class _Run:
             piece = pieces.get(f"{prefix}{label}", make, phase="voters")
             voters.append(restore(model, piece))
             history[label] = piece[1]["history"]
-            outcomes += judge.paper(label, lambda x, m=model: single(m, x))
-        outcomes += judge.paper("mia", lambda x: vote(voters, x))
-        outcomes += judge.adaptive(pieces, voters, prefix, self.show)
+            outcomes += judge.paper(label, RejectClass(model, bounds=self.data.bounds))
         model = voting_model(voters, reject=self.k, name="mia")
-        settings = {**self.record(False), "share used": share, "stop rule": rule.accuracies}
+        outcomes += judge.defense(pieces, model, prefix, self.show)
+        settings = {**self.record(), "share used": share, "stop rule": rule.accuracies}
         report = judge.report(outcomes, target, rule, share, settings=settings, phases=pieces.seconds, history=history)
         return MIA(model, voters, target, history, report, share, rule.fired)
 

@@ -1,5 +1,4 @@
-"""Robust training of a classifier by one of the known methods: settings, methods, judging."""
+"""Robust training of a classifier by one of the known methods: settings, methods, judging.
 
-from kerasdef.recipes.robust.methods import METHODS as METHODS
-from kerasdef.recipes.robust.result import Trained as Trained
-from kerasdef.recipes.robust.training import train as train
+The settings are read without Keras, so nothing is imported here.
+"""

@@ -5,27 +5,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 
 from kerasdef import backend, checks, models
 from kerasdef.attacks import FGSM, PGD
-from kerasdef.catalog import METHODS as CATALOG
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses.loading import read_keras
+from kerasdef.evaluation import evaluate
 from kerasdef.files import architecture, digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.base import Tick, stratified, usual_batch
-from kerasdef.recipes.robust.methods import METHODS, Job, Method
-from kerasdef.recipes.robust.report import Judge
+from kerasdef.recipes.base import Tick, stratified
+from kerasdef.recipes.robust import report as judging
+from kerasdef.recipes.robust.methods import Job, Method, method_of
 from kerasdef.recipes.robust.result import Trained
-from kerasdef.recipes.robust.settings import JUDGING, VALIDATION, Settings, epochs_of, eps_of
+from kerasdef.recipes.robust.settings import JUDGING, VALIDATION, RobustSettings
+from kerasdef.recipes.robust.settings import METHODS as OWN
 from kerasdef.runs import progress
 from kerasdef.runs.cost import Cost, total
 from kerasdef.runs.seeds import derive
 from kerasdef.runs.store import Store, restore, weights_piece
+from kerasdef.settings import names as setting_names
+from kerasdef.settings import takes
 from kerasdef.training import BestRobust, Mixture, OverfittingGuard, Resume, RobustValidation
 
 _LOSSES = (  # in either spelling of Keras, as a class and as a function
@@ -36,68 +39,25 @@ _LOSSES = (  # in either spelling of Keras, as a class and as a function
     "binaryfocalcrossentropy",
     "categoricalhinge",
 )
-_SHIFT = 4  # pixels, the usual augmentation of color images of 32x32
 
 
-def train(
-    method: str,
-    data: str | Path | Dataset | tuple = "digits",
-    *,
-    model: keras.Model | str | Path | None = None,
-    network: str | Callable | None = None,
-    eps: float | None = None,
-    norm: str = "linf",
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.0,
-    average: bool | None = None,
-    augment: bool | None = None,
-    precision: str = "float32",
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    valid_size: float = 0.05,
-    n_train: int | None = None,
-    n_test: int = 1000,
-    autoattack: bool = True,
-    seed: int = 0,
-    out: str | Path | None = None,
-    show: bool | None = None,
-    **settings,
-) -> Trained:
+@takes(RobustSettings, more=True)
+def train(method: str, data: str | Path | Dataset | tuple = RobustSettings.data, **settings) -> Trained:
     """Train a classifier by a method, attack it, and say so in a report.
 
-    Adam, a rate that falls as a cosine to zero, weights averaged over about an epoch, and for methods with attacks the
-    weights of the epoch that withstood a PGD-10 best on held-out training images.
+    The optimizer is Adam with a rate that falls as a cosine to zero, and the weights are averaged over about an epoch.
+    Methods with attacks keep the weights of the epoch that withstood a PGD of ten steps best on held-out training
+    images.
+
+    A network that is built here sees the data in the bounds (0, 1): data with other bounds is brought there first, and
+    `eps` with it. Your own `model` is trained and attacked in the bounds of the data.
 
     Args:
-        method: Name of a method, see `kerasdef list methods`.
-        data: A name ("digits", "mnist", ...), the path of an .npz file, a `Dataset`, or arrays (x, y) or
-            (x_train, y_train, x_test, y_test).
-        model: Your own built Sequential or functional classifier, trained in place from the weights it has, or a
-            .keras file. None builds `network`. A run in `out` goes on with the weights it has there; a .keras file must
-            be the same again.
-        network: Name of a network, or a function (input_shape, outputs, seed=...) that returns a Keras model. None: the
-            method's own, for gray or for color images.
-        eps: Radius in input units, above 0. None: the one the field reports for a known data set.
-        norm: "linf", "l2" or "l1".
-        epochs: Passes over the training images. None: the method's own, more on small sets.
-        batch_size: Images in a batch; None: 128, or 32 below 10,000 training images.
-        learning_rate: Of Adam at the start.
-        weight_decay: Decoupled, as in AdamW.
-        average: Average the weights over about the last epoch, where the method allows it. None: unless the model has
-            BatchNormalization, whose statistics would be those of other weights (docs/reproduction.md).
-        augment: Shift images by up to 4 pixels and flip half of them. None: for CIFAR-10 only.
-        precision: "float32", or "bfloat16" for mixed precision (a network that is built here).
-        callbacks: Keras callbacks; they may watch `val_robust_accuracy`.
-        valid_size: Share of the training images held out, above 0 and below 1; up to 500 are attacked in each epoch.
-        n_train: Training images to use; None takes all.
-        n_test: Most test images to attack.
-        autoattack: Run the standard AutoAttack (minutes on 1,000 images of MNIST).
-        seed: All randomness comes from it.
-        out: Folder for the run: state, report, exported model. A run that was killed anywhere goes on from the last
-            epoch and ends with the same weights.
-        show: Progress bars; None shows them on a terminal and in notebooks.
-        settings: Of the method, such as `steps=7` or `beta=6.0`.
+        method: The name of a method, see `kerasdef list methods`.
+        {settings}
+
+    Keywords beyond these are settings of the method, such as `steps=7` or `beta=6.0`; `kerasdef.train_trades` and its
+    like list them.
 
     Returns:
         A `Trained`.
@@ -106,57 +66,37 @@ def train(
         ValueError: A setting is out of range, a name is unknown, the model does not fit the data, or `out` is of
             another run.
     """
-    cls = METHODS[checks.one_of("method", method, METHODS)]
-    fields = [f.name for f in dataclasses.fields(cls)]
-    for name in settings:
-        checks.one_of("settings", name, fields or ["(none: this method has no settings)"])
-    spec = cls(**settings)
-    dataset = as_dataset(data)
-    if dataset.bounds != (0.0, 1.0):
-        raise ValueError(f"`data` must lie in the bounds (0, 1). Received: bounds={dataset.bounds}")
-    whole = dataset.fingerprint
-    if n_train is not None:
-        dataset = dataset.subset(n_train=n_train, seed=checks.non_negative_int("seed", seed))
-    checks.share("valid_size", valid_size)
+    checks.one_of("method", method, OWN)
+    shared = setting_names(RobustSettings)
+    given = {name: value for name, value in settings.items() if name in shared}
+    spec = method_of(method, {name: value for name, value in settings.items() if name not in shared})
+    s = RobustSettings.of({"data": data, **given})
+    dataset = as_dataset(s.data)
+    whole, (low, high) = dataset.fingerprint, dataset.bounds
+    if s.model is None:
+        s = dataclasses.replace(s, eps=None if s.eps is None else s.eps / (high - low))
+        dataset, (low, high) = dataset.rescaled((0.0, 1.0)), (0.0, 1.0)
+    if s.n_train is not None:
+        dataset = dataset.subset(n_train=s.n_train, seed=s.seed)
     if not dataset.n_valid:
-        dataset = dataset.with_validation(valid_size, seed=checks.non_negative_int("seed", seed))
-    batch_size = usual_batch(dataset.n_train) if batch_size is None else checks.positive_int("batch_size", batch_size)
-    if dataset.n_train < batch_size:
-        raise ValueError(
-            f"`batch_size` must be at most the number of training images, {dataset.n_train}. "
-            f"Received: batch_size={batch_size}"
-        )
-    augment = dataset.name == "cifar10" if augment is None else augment
-    common = Settings(
-        eps=eps_of(eps, dataset.name),
-        norm=norm,
-        epochs=epochs_of(epochs, cls.epochs, dataset.n_train, batch_size),
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        average=average is not False and cls.averages,
-        shift=_SHIFT if augment else 0,
-        precision=precision,
-        valid_size=valid_size,
-        n_test=n_test,
-        autoattack=bool(autoattack),
-        seed=seed,
-    )
-    if augment and len(dataset.input_shape) != 3:
+        dataset = dataset.with_validation(s.valid_size, seed=s.seed)
+    s = s.on(dataset.name, dataset.n_train, high - low, spec.own.usual_epochs)
+    if s.augment and len(dataset.input_shape) != 3:
         raise ValueError(f"`augment` is for images. Received: samples of shape {dataset.input_shape}")
-    if model is not None and network is not None:
-        raise ValueError(f"`model` and `network` exclude each other. Received: network={network!r} beside a model")
-    run = _Run(method, spec, dataset, whole, common, network, list(callbacks), show)
+    open_average = s.average is None
+    s = dataclasses.replace(s, average=s.average is not False and spec.own.averages)
+    run = _Run(method, spec, dataset, whole, s, s.network, list(s.callbacks), s.progress)
+    model = s.model
     if isinstance(model, str | Path):
         model = read_keras(model)
         run.start = {"start": digest(*model.get_weights())}
     run.own = model
     model = run.build() if model is None else model
     run.check(model)
-    if average is None and models.has_batch_norm(model):
-        run.s = dataclasses.replace(common, average=False)
-    pieces = Store(out, run.record(model), judging=JUDGING)
-    return run.train(model, pieces, out)
+    if open_average and models.has_batch_norm(model):
+        run.s = dataclasses.replace(s, average=False)
+    pieces = Store(s.out, run.record(model), judging=JUDGING)
+    return run.train(model, pieces, s.out)
 
 
 class _Run:
@@ -169,7 +109,7 @@ class _Run:
         self.start: dict[str, str] = {}  # what a run must begin with again
         self.before: list[dict[str, float]] = []  # costs of the classifiers that were trained for this one
         if network is None:
-            network = method.network[int(len(data.input_shape) == 3 and data.input_shape[-1] > 1)]
+            network = method.own.networks[int(len(data.input_shape) == 3 and data.input_shape[-1] > 1)]
         self.network = network if callable(network) else networks.NETWORKS[_known(network)]
         self.batches = len(self.mixture(0))
 
@@ -213,7 +153,7 @@ class _Run:
                 wrap(fresh)
             return fresh
 
-        job = Job(model, self.s, self.batches, 0, other)
+        job = Job(model, self.s, self.batches, 0, other, self.data.bounds)
         self.method.trainer(job)
         self.method.callbacks(job)
         self.method.full(job)
@@ -225,7 +165,7 @@ class _Run:
         return {
             "recipe": "robust",
             "method": self.name,
-            "method settings": dataclasses.asdict(self.method),
+            "method settings": self.method.own.record(),
             "dataset": d.name,
             "data": self.whole,
             "fingerprint": digest(*arrays),
@@ -234,7 +174,7 @@ class _Run:
             "callbacks": identity(self.callbacks, "callbacks", strict=False),
             "backend": backend.NAME,
             **self.start,
-            **dataclasses.asdict(self.s),
+            **self.s.record(),
         }
 
     def mixture(self, seed: int, repeats: int = 1) -> Mixture:
@@ -273,16 +213,20 @@ class _Run:
         piece = pieces.get("model", lambda: self.trained(model, pieces), phase="training")
         restore(model, piece)
         history, cost = piece[1]["history"], piece[1]["cost"]
-        judge = Judge(self.data, self.s.n_test, self.s.eps, self.s.norm, self.s.seed, self.show)
-        outcomes = judge.adaptive(pieces, self.name, model, autoattack=self.s.autoattack)
-        report = judge.report(
-            outcomes,
+        radius = {"eps": self.s.eps, "norm": self.s.norm, "seed": self.s.seed}
+        plan = judging.plan(self.name, self.data, n=self.s.n_test, autoattack=self.s.autoattack, **radius)
+        found = evaluate(model, self.data, plan, pieces, progress=self.show)
+        report = judging.report(
+            self.data,
+            plan,
+            found,
+            model,
             {self.name: cost},
             settings=self.record(model),
             phases=pieces.seconds,
             history={self.name: history},
-            examples=judge.examples(self.name, model),
             notes=piece[1]["notes"],
+            **radius,
         )
         result = Trained(model, self.name, history, cost, report, out if out is None else Path(out))
         if out is not None:
@@ -316,18 +260,18 @@ class _Run:
         def other(title, network, wrap=None):
             return self.other(pieces, title, network, wrap)
 
-        job = Job(model, s, self.batches, derive(s.seed, "attack"), other)
+        job = Job(model, s, self.batches, derive(s.seed, "attack"), other, d.bounds)
         trainer = self.method.trainer(job)
         self.compile(trainer, model, s.epochs, s.average)
         rows = stratified(d.y_valid, VALIDATION, derive(s.seed, "valid"))
-        probe = PGD(eps=s.eps, norm=s.norm, steps=10)
+        probe = PGD(eps=s.eps, norm=s.norm, steps=10, bounds=d.bounds)
         cost = Cost(len(data) * s.batch_size)
         watch = [cost]
         if s.average:
             watch.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
         own = self.method.callbacks(job)
         guarded = any(isinstance(callback, OverfittingGuard) for callback in own)
-        single = FGSM(eps=s.eps, norm=s.norm, random_start=True) if guarded else None
+        single = FGSM(eps=s.eps, norm=s.norm, random_start=True, bounds=d.bounds) if guarded else None
         options = {"single": single, "seed": derive(s.seed, "probe")}
         watch.append(RobustValidation(d.x_valid[rows], d.y_valid[rows], probe, **options))
         full = self.method.full(job)
@@ -385,18 +329,29 @@ def _precision(name: str):
 
 
 def _public(method: str) -> Callable:
-    def run(data="digits", **settings) -> Trained:
+    """`train` for one method, with the settings of its own in its signature and its help."""
+    own = OWN[method]
+
+    def run(data=RobustSettings.data, **settings) -> Trained:
         return train(method, data, **settings)
 
     run.__name__ = run.__qualname__ = f"train_{method}"
-    run.__doc__ = (
-        f"Train a classifier by the method {method!r}; arguments as in `kerasdef.train_robust`.\n\n"
-        f"{METHODS[method].__doc__}\n\nIts own settings: {str(CATALOG[method]) or 'none'}."
-    )
-    return run
+    run.__doc__ = f"""{own.summary()}
+
+    The training, the attacks and the report are those of `kerasdef.train_robust`.
+
+    Args:
+        {{settings}}
+
+    Returns:
+        A `Trained`.
+
+    References: {own.paper or "none, this is the baseline"}.
+    """
+    return takes(RobustSettings, own)(run)
 
 
-_FUNCTIONS = {f"train_{name}": _public(name) for name in METHODS}
+_FUNCTIONS = {f"train_{name}": _public(name) for name in OWN}
 
 
 def __getattr__(name: str) -> Callable:

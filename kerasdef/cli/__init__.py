@@ -1,0 +1,52 @@
+"""The command `kerasdef`: arguments in, one call of the library, a table and paths out. No logic of its own.
+
+Each command is a file, made from a settings class. TensorFlow is imported by the commands that need it, so help and
+lists come at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from kerasdef._version import __version__
+from kerasdef.cli import attack, export, report, train
+from kerasdef.cli import list as lists
+
+app = typer.Typer(
+    help="Adversarial robustness for Keras: train, judge and ship defended classifiers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(train.app, name="train")
+app.command("attack")(attack.command)
+app.command("export")(export.command)
+app.command("report")(report.command)
+app.add_typer(lists.app, name="list")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"kerasdef {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Adversarial robustness for Keras: train, judge and ship defended classifiers."""
+
+
+def main() -> None:
+    """Run the command; a wrong value is one line on stderr and exit status 2."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

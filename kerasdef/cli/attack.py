@@ -1,0 +1,21 @@
+"""`kerasdef attack`: attack a model and say what it withstands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kerasdef.cli import options
+from kerasdef.cli.start import load_backend, print_paths
+from kerasdef.recipes.settings import AttackSettings
+
+
+def _run(settings: dict[str, Any]) -> None:
+    load_backend()
+    from kerasdef.recipes.attack import attack
+
+    found = attack(**settings)
+    print(found.text())
+    print_paths(found.files)
+
+
+command = options.command(AttackSettings, _run, doc="Attack a model and say what it withstands.")

@@ -1,0 +1,61 @@
+"""What a recipe adds to its report: a section with a table, a figure, or both."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from kerasdef.reporting.values import plain
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report that only one kind of run has.
+
+    Args:
+        name: Of its files: letters, digits and underscores.
+        title: Heading.
+        text: Sentences that say what is shown.
+        rows: Rows of the table, all with the same keys, which are its heads; values are JSON values.
+        figure: Drawn, or as the bytes of a PNG file; or None.
+
+    Raises:
+        ValueError: The name is no identifier, or rows differ in their keys.
+    """
+
+    name: str
+    title: str
+    text: str = ""
+    rows: Sequence[Mapping] = ()
+    figure: Figure | bytes | None = None
+
+    def __post_init__(self):
+        if not str(self.name).isidentifier():
+            raise ValueError(f"`name` must have letters, digits and underscores only. Received: name={self.name!r}")
+        rows = [plain(dict(row), "rows") for row in self.rows]
+        if any(list(row) != list(rows[0]) for row in rows):
+            raise ValueError(f"`rows` must have the same keys. Received: rows={rows!r}")
+        object.__setattr__(self, "rows", rows)
+
+    @property
+    def heads(self) -> list[str]:
+        """Heads of the table."""
+        return list(self.rows[0]) if self.rows else []
+
+    def png(self) -> bytes | None:
+        """The figure as the bytes of a PNG file."""
+        return png(self.figure) if isinstance(self.figure, Figure) else self.figure
+
+    def record(self) -> dict:
+        """All but the figure, as JSON values."""
+        return {"name": self.name, "title": self.title, "text": self.text, "rows": self.rows}
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
