@@ -23,6 +23,7 @@ from kerasdef.attacks import (
     FMN,
     MIM,
     NES,
+    NIM,
     PGD,
     SPSA,
     ZOO,
@@ -31,6 +32,7 @@ from kerasdef.attacks import (
     CarliniWagner,
     CarliniWagnerLinf,
     Cycled,
+    DeepFool,
     Evade,
     GradientAttack,
     HopSkipJump,
@@ -54,12 +56,13 @@ EXPORTED = [
 ]
 GRADIENT = [c for c in EXPORTED if issubclass(c, GradientAttack)]
 SMALL = {  # settings that make a check quick, and those that have no default
-    CarliniWagner: {"steps": 60, "binary_search_steps": 4, "initial_c": 1.0, "learning_rate": 0.05},
-    CarliniWagnerLinf: {"steps": 40, "initial_c": 0.1},
-    FAB: {"steps": 20},
-    FMN: {"steps": 30},
-    APGD: {"steps": 20},
-    AutoAttack: {"version": "custom", "parts": ("apgd-ce",)},
+    CarliniWagner: {"steps": 20, "binary_search_steps": 3, "initial_c": 1.0, "learning_rate": 0.1},
+    CarliniWagnerLinf: {"steps": 8, "initial_c": 1.0, "largest_c": 4.0, "shrink": 0.7, "learning_rate": 0.05},
+    FAB: {"steps": 8},
+    FMN: {"steps": 10},
+    APGD: {"steps": 8},
+    **{c: {"steps": 8} for c in (BIM, MIM, NIM, PGD, GradientAttack, DeepFool)},
+    AutoAttack: {"version": "custom", "parts": ("square",)},  # its other parts keep it themselves
     Square: {"queries": 30},
     NES: {"pairs": 4, "queries": 30},
     SPSA: {"pairs": 4, "queries": 30},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import keras
@@ -170,6 +171,7 @@ def _dense(units, seed, activation=None):
     return layers.Dense(units, activation=activation, kernel_initializer=glorot, bias_initializer=bias)
 
 
+@functools.cache
 def _image_model(classes: int, activation=None) -> keras.Sequential:
     """A convolutional model of images of 4 x 4 with all that may change in a careless attack."""
     he = keras.initializers.HeNormal(seed=1)
@@ -190,8 +192,15 @@ def _image_model(classes: int, activation=None) -> keras.Sequential:
     return model
 
 
+@functools.cache
 def _table_model(features: int, classes: int) -> keras.Sequential:
     return keras.Sequential([keras.Input((features,)), _dense(8, 4, "tanh"), _dense(classes, 5)])
+
+
+@functools.cache
+def _flat_model() -> keras.Sequential:
+    """A model without a gradient."""
+    return linear_model(np.zeros((16, 4)), [0.1, 0.4, 0.2, 0.3], (4, 4, 1))
 
 
 def _case(attack, model) -> _Case:
@@ -333,7 +342,16 @@ def check_attack(
     if (norm is None) != (eps is None):
         raise ValueError(f"`norm` and `eps` must be given together. Received: norm={norm!r}, eps={eps!r}")
     ball = None if norm is None else (norms.get(norm), checks.real("eps", eps, low=0.0))
+    try:
+        _check(attack, kind, ball)
+    except BaseException:
+        for made in (_image_model, _table_model, _flat_model):  # the next check does not see what this attack did
+            made.cache_clear()
+        raise
 
+
+def _check(attack: Attack, kind: str, ball: tuple[Norm, float] | None) -> None:
+    """The clauses; the models are shared between checks, so that nothing is compiled twice."""
     case = _case(attack, _image_model(4))
     expected = _run(attack, case)
     _check_output(attack, "images", case, expected, ball, kind)
@@ -360,8 +378,7 @@ def check_attack(
     saturated = dataclasses.replace(case, x=x, y=y)
     _check_output(attack, "saturated images", saturated, _run(attack, saturated), ball, kind)
 
-    without = linear_model(np.zeros((16, 4)), [0.1, 0.4, 0.2, 0.3], (4, 4, 1))
-    flat = _case(attack, without)
+    flat = _case(attack, _flat_model())
     _check_output(attack, "no gradient", flat, _run(attack, flat), ball, kind)
 
     others = {
