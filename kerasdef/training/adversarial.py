@@ -195,7 +195,7 @@ class AdversarialTraining(Trainer):
             return self._objective(x_adv, y, labels, y_pred, sample_weight)
 
     def get_metrics_result(self):
-        """Return what `keras.Model.get_metrics_result` does; nothing is attacked in evaluation, which shows no number of it."""
+        """Return the metrics; nothing is attacked in evaluation, which shows no number of it."""
         found = super().get_metrics_result()
         if not self._trains:
             found.pop(self.withstood.name, None)
