@@ -17,6 +17,9 @@ import numpy as np
 NAME = keras.backend.backend()
 _NUMBERS = itertools.count()  # of compiled programs
 _AT_ONCE = 16  # samples of a random model that TensorFlow works on at a time
+# samples that kernels work on in one block. Measured on CPUs: Eigen's matrix products take rows by 12, 24 or 48, and a
+# sample in an incomplete block is rounded otherwise; XLA's convolutions change their kernel below 64 samples
+_BLOCK, _BLOCK_XLA = 48, 64
 _UNROLLED = 32  # backward passes of a jacobian in one graph; more of them stand in a loop
 _LONG = 64  # steps of a loop in one graph; building one of 64 steps of PGD takes seconds
 if NAME == "tensorflow":
@@ -252,8 +255,9 @@ def loop(times: int, fn: Callable, state):
 def compiled(fn: Callable, model: keras.Model) -> Callable:
     """Compile a function of arrays that reads `model`.
 
-    TensorFlow: a `tf.function` graph, whose second trace takes any number of samples; on GPUs with XLA and one trace
-    for each number. JAX: `jax.jit` with the model's state passed in, so that later changes of the weights are seen.
+    TensorFlow: a `tf.function` graph of any number of samples: a graph of its own for each number would be simplified
+    and so rounded in its own way. On GPUs XLA, with one trace for each number. JAX: `jax.jit` with the model's state
+    passed in, so that later changes of the weights are seen.
     """
     if NAME == "tensorflow":
 
@@ -264,7 +268,8 @@ def compiled(fn: Callable, model: keras.Model) -> Callable:
         code = program.__code__.replace(co_name=f"kerasdef_program_{next(_NUMBERS)}")
         program = types.FunctionType(code, globals(), code.co_name, None, program.__closure__)
         xla = has_gpu()
-        return tf.function(program, autograph=False, jit_compile=xla, reduce_retracing=not xla)
+        function = tf.function(program, autograph=False, jit_compile=xla)
+        return function if xla else _of_any_length(function)
 
     reference = weakref.ref(model)  # what is compiled must not keep the model alive
 
@@ -276,14 +281,32 @@ def compiled(fn: Callable, model: keras.Model) -> Callable:
     return lambda *arguments: jitted([v.value for v in reference().variables], *arguments)
 
 
+def _of_any_length(function) -> Callable:
+    """A `tf.function` that is traced once for all lengths of the first axis of its arguments."""
+    traced = {}
+
+    def run(*arguments):
+        arguments = tf.nest.map_structure(tf.convert_to_tensor, arguments)
+        flat = tf.nest.flatten(arguments)
+        key = tuple((t.dtype, t.shape.rank, *t.shape[1:]) for t in flat)
+        if key not in traced:
+            specs = [tf.TensorSpec((None, *t.shape[1:]) if t.shape.rank else (), t.dtype) for t in flat]
+            traced[key] = function.get_concrete_function(*tf.nest.pack_sequence_as(arguments, specs))
+        return traced[key](*arguments)
+
+    return run
+
+
 def sizes(batch_size: int) -> list[int]:
     """Numbers of samples that compiled functions are called with, largest first.
 
-    TensorFlow's CPU takes any number with one trace; elsewhere each number is compiled anew, so there are few.
+    All of them are multiples of one block, the largest at most `batch_size` unless that is smaller than a block: with
+    whole blocks, kernels give a sample the same bits in any number of samples. TensorFlow's CPU takes any number with
+    one trace; elsewhere each number is compiled anew, so there are few.
     """
     if NAME == "tensorflow" and not has_gpu():
-        return sorted({-(-batch_size * part // 16) for part in range(1, 17)}, reverse=True)
-    return sorted({max(1, batch_size // part) for part in (1, 4, 16)}, reverse=True)
+        return [_BLOCK * part for part in range(max(1, batch_size // _BLOCK), 0, -1)]
+    return sorted({_BLOCK_XLA * max(1, batch_size // part // _BLOCK_XLA) for part in (1, 4, 16)}, reverse=True)
 
 
 def repeated(fn: Callable, times: int, model: keras.Model) -> Callable:

@@ -36,7 +36,7 @@ class Goal(ABC):
         return logits
 
     def reached(self, logits, y):
-        """Booleans of shape (n,): the attacker has what he wants."""
+        """Booleans of shape (n,): the attack has reached its goal."""
         return self.value(losses.margin, logits, y) > 0
 
 

@@ -205,9 +205,9 @@ STRONGEST = "autoattack"
 def good(method, attack):
     """Share of images right, and the ends of its interval."""
     m = joined.metrics(method, attack, "adaptive")
-    names = ("clean_accuracy", "clean_low", "clean_high")
+    names = ("clean_accuracy", "clean_accuracy_low", "clean_accuracy_high")
     if attack != "clean":
-        names = ("robust_accuracy", "robust_low", "robust_high")
+        names = ("robust_accuracy", "robust_accuracy_low", "robust_accuracy_high")
     return tuple(m[name] for name in names)
 
 

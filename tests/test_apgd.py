@@ -66,8 +66,8 @@ def test_l1_climbs_in_larger_balls_first_and_looks_at_its_step_more_often():
 
 def test_looks_leave_few_steps_over():
     for attack in (APGD(), APGD(norm="l1"), APGD(loss="targeted_dlr"), APGD(steps=20), APGD(restarts=5)):
-        assert -attack.steps_in_all % attack.chunk <= 1
-        assert 6 <= attack.chunk <= 12
+        assert -attack.steps_in_all % attack.look_every <= 1
+        assert 6 <= attack.look_every <= 12
 
 
 # -- the rules, step by step -----------------------------------------------------------------------
@@ -378,7 +378,7 @@ def test_few_classes_have_few_targets():
     far = ~found.success
     assert far.sum() > 10
     assert (found.evaluations[far] >= 20).all()  # two other classes, ten gradients each
-    assert (found.evaluations[far] < 20 + attack.chunk).all()
+    assert (found.evaluations[far] < 20 + attack.look_every).all()
 
 
 # -- strength --------------------------------------------------------------------------------------

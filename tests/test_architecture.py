@@ -4,6 +4,7 @@ import ast
 import configparser
 import importlib
 import inspect
+import itertools
 import re
 import subprocess
 import sys
@@ -182,3 +183,40 @@ def test_every_exported_attack_has_a_row_in_the_readme(name):
     assert readme.exists(), "README.md is missing"
     rows = [line for line in readme.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith("|")]
     assert any(name in row.replace("`", " ").replace("[", " ").split() for row in rows), f"{name} has no row"
+
+
+def ways() -> dict[str, list[tuple[str, str]]]:
+    """The ways through the code that CONTRIBUTING.md writes down: file and function of each stop, by heading."""
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^### (.+?)\n(.*?)(?=^#)", text, re.MULTILINE | re.DOTALL)
+    return {head: re.findall(r"^\d+\. `([\w/]+\.py)` `([\w.]+)`", body, re.MULTILINE) for head, body in sections}
+
+
+def defined(file: Path) -> set[str]:
+    """Qualified names of the classes, functions and methods of a file."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    names = {node.name for node in tree.body if isinstance(node, kinds)}
+    return names | {
+        f"{node.name}.{inner.name}"
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for inner in node.body
+        if isinstance(inner, kinds)
+    }
+
+
+def test_three_ways_through_the_code_are_written_down():
+    assert len(ways()) == 3
+    assert all(len(stops) >= 8 for stops in ways().values())
+
+
+@pytest.mark.parametrize("way", ways())
+def test_a_way_through_the_code_exists_and_comes_back_to_a_file_at_most_twice(way):
+    stops = ways()[way]
+    for file, name in stops:
+        assert name in defined(PACKAGE / file), f"{file} has no {name}"
+    visited = [file for file, _ in stops]
+    for file, after in itertools.pairwise(visited):
+        assert file != after, f"two stops in a row are in {file}"
+    assert max(visited.count(file) for file in visited) <= 3

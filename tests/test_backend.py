@@ -73,14 +73,14 @@ def test_the_device_has_a_name():
     assert backend.jit() in (True, False, "auto")
 
 
-def test_pools_shrink_in_few_sizes_where_each_is_compiled_and_in_sixteenths_where_not():
-    found = backend.sizes(256)
-    assert found[0] == 256
-    assert found == sorted(set(found), reverse=True)
+def test_pools_shrink_in_whole_blocks_and_in_few_sizes_where_each_is_compiled():
+    for batch_size in (1, 5, 60, 256, 1000):
+        found = backend.sizes(batch_size)
+        assert found == sorted(set(found), reverse=True)
+        assert all(size % found[-1] == 0 for size in found)
+        assert found[-1] == backend.sizes(1)[0]  # the block: the same for every batch size
+        assert found[0] <= max(batch_size, found[-1])
     if backend.NAME == "tensorflow" and not backend.has_gpu():
-        assert found[-1] == 16
-        assert len(found) == 16
+        assert backend.sizes(256) == [240, 192, 144, 96, 48]
     else:
-        assert found == [256, 64, 16]
-    assert backend.sizes(1) == [1]
-    assert min(backend.sizes(5)) >= 1
+        assert backend.sizes(256) == [256, 64]

@@ -83,7 +83,7 @@ def test_it_keeps_the_contract(norm):
     [
         ({"steps": 0}, "Received: steps=0"),
         ({"step_size": 0.0}, "Received: step_size=0.0"),
-        ({"last_step_size": 2.0}, "Received: last_step_size=2.0"),
+        ({"step_size": 1.0, "last_step_size": 2.0}, "Received: last_step_size=2.0"),
         ({"gamma": 1.0}, "Received: gamma=1.0"),
         ({"last_gamma": 0.1}, "Received: last_gamma=0.1"),
         ({"norm": "l3"}, "`norm` must be one of"),

@@ -70,7 +70,7 @@ def test_a_repeated_step_is_one_loop_in_one_program(gpu):
     found = backend.repeated(step, 50, tiny())(x, y, start)
     np.testing.assert_array_equal(found, np.full((4, 2), 300))
     assert len(traces) < 5
-    assert backend.sizes(256) == [256, 64, 16]
+    assert backend.sizes(256) == [256, 64]
 
 
 ATTACKS = {

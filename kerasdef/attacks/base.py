@@ -31,7 +31,7 @@ class Result:
 
     Args:
         x_adv: Array of the shape of x.
-        success: Booleans of shape (n,): the attacker has what he wants, or had it from the start.
+        success: Booleans of shape (n,): the attack has reached its goal, or the goal was reached from the start.
         evaluations: Integers of shape (n,): gradients (white box) or queries (black box) spent on each sample.
     """
 

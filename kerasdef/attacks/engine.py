@@ -8,11 +8,13 @@ ones take their places, so nothing is retraced and memory does not grow with n.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -32,6 +34,16 @@ JUDGED = 2**31  # counters of draws that judge a point begin here; those of grad
 _DRAWS = 9  # draws of a random model that are averaged to judge a point; odd, so that no vote ties
 _KEPT = 16  # programs of one model that are kept: a few MiB each
 _PROGRAMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+class _Passed:
+    """Stands in a program's attack for a setting that is an argument: any use of it as a number is an error."""
+
+    def __repr__(self) -> str:
+        return "<argument of the program>"
+
+
+PASSED = _Passed()
 
 
 def select(mask, yes, no):
@@ -63,8 +75,12 @@ class StepAttack(Attack):
         bounds: Valid range of an input value, `(low, high)`.
         samples: Draws of the model's own randomness over which every gradient is averaged (EOT). One is right for a
             model without randomness.
+
+    Attributes:
+        arguments: Names of the settings that are arguments of the compiled program; see `parameters`.
     """
 
+    arguments: ClassVar[tuple[str, ...]] = ()
     goal: Goal = field(default_factory=Misclassify)
     bounds: tuple[float, float] = (0.0, 1.0)
     samples: int = 1
@@ -76,23 +92,28 @@ class StepAttack(Attack):
     # -- what an attack is made of ------------------------------------------------------------------------------
 
     @property
+    def span(self) -> float:
+        """Width of the bounds: what lengths are measured by, so that an attack is the same in any range."""
+        return self.bounds[1] - self.bounds[0]
+
+    @property
     @abstractmethod
     def steps_in_all(self) -> int:
         """Most steps that one sample can take."""
 
     @property
-    def chunk(self) -> int:
-        """Steps between two looks at who is done."""
+    def look_every(self) -> int:
+        """Steps between two looks at which samples are done."""
         return self.steps_in_all
 
     @property
     def parameters(self) -> dict[str, float | tuple[float, ...]]:
-        """Numbers that are arguments of the compiled functions rather than constants in them, by name."""
-        return {}
+        """Settings that are arguments of the compiled program rather than constants in it, by their names.
 
-    def static(self) -> Attack:
-        """This attack without its `parameters`: what one compiled program serves."""
-        return self
+        `init` gets them, and `step` and `judge` find them in the state, as tensors of shape (n,). Attacks that differ
+        in these settings alone share one program, in which the settings themselves cannot be read.
+        """
+        return {name: getattr(self, name) for name in self.arguments if getattr(self, name) is not None}
 
     @abstractmethod
     def init(self, model, x, y, seeds, parameters: dict) -> State:
@@ -150,12 +171,12 @@ class StepAttack(Attack):
             Tensor of the shape of x.
         """
         n = ops.shape(x)[0]
-        numbers = {
+        parameters = {
             name: ops.broadcast_to(ops.convert_to_tensor(np.float32(value)), (n,))
             for name, value in self.parameters.items()
         } | (parameters or {})
         victim = Victim.of(model).facing(self.bounds)
-        state = _begin(self, victim, x, y, seeds, numbers)
+        state = _begin(self, victim, x, y, seeds, parameters)
         state = backend.loop(self.steps_in_all, lambda s: _move(self, victim, x, y, s), state)
         return ops.stop_gradient(self.judge(victim, x, y, state)["adv"])
 
@@ -164,8 +185,8 @@ class StepAttack(Attack):
     def _run(self, model, x, y, batch_size, seed, show) -> tuple[np.ndarray, np.ndarray]:
         start, advance = self._programs(model)
         sizes = backend.sizes(batch_size)  # as samples leave, the tail of a run goes on in a smaller pool
-        numbers = {name: spread(name, value, len(x)) for name, value in self.parameters.items()}
-        pool = _Pool(x, y, numbers, seed, start, sizes)
+        parameters = {name: spread(name, value, len(x)) for name, value in self.parameters.items()}
+        pool = _Pool(x, y, parameters, seed, start, sizes)
         out, spent = np.array(x), np.zeros(len(x), dtype="int64")
         with progress.bar(type(self).__name__, len(x), show=show, unit="samples") as tick:
             while pool.refill(out, tick):
@@ -173,11 +194,18 @@ class StepAttack(Attack):
                 pool.collect(out, spent, tick)
         return out, np.minimum(spent, self.steps_in_all) * self.samples
 
+    def _general(self) -> StepAttack:
+        """This attack with `PASSED` in the place of its parameters: what one compiled program serves."""
+        other = copy.copy(self)
+        for name in self.parameters:
+            object.__setattr__(other, name, PASSED)
+        return other
+
     def _programs(self, model):
         """Compiled `start` and `advance` for this attack and model; kept as long as the model lives."""
-        attack, view = self.static(), model.view
+        attack, view = self._general(), model.view
         kept = _PROGRAMS.setdefault(view, OrderedDict())
-        key = attack, model.map
+        key = attack, self.look_every, model.map
         if key not in kept:
             victim, model_is_random = model.weak(), model.random
 
@@ -196,7 +224,7 @@ class StepAttack(Attack):
                 state = attack.judge(victim(), x, y, state)
                 return {**state, "done": ops.logical_or(state["done"], wrong)}
 
-            steps, look = backend.repeated(step, attack.chunk, view), backend.compiled(judge, view)
+            steps, look = backend.repeated(step, self.look_every, view), backend.compiled(judge, view)
 
             def advance(x, y, state):
                 wrong = state["wrong"]
@@ -214,12 +242,13 @@ def _begin(attack, victim, x, y, seeds, parameters) -> State:
     """The state before the first step, with what the loop itself keeps."""
     seeds = ops.cast(seeds, "uint32")
     state = attack.init(victim, x, y, seeds, parameters)
-    return state | {"seed": seeds, "moves": ops.zeros_like(state["done"], dtype="int32")}
+    return state | parameters | {"seed": seeds, "moves": ops.zeros_like(state["done"], dtype="int32")}
 
 
 def _move(attack, victim, x, y, state: State) -> State:
     """One step, counted."""
-    return attack.step(victim, x, y, state) | {"seed": state["seed"], "moves": state["moves"] + 1}
+    kept = {name: state[name] for name in ("seed", *attack.parameters)}
+    return attack.step(victim, x, y, state) | kept | {"moves": state["moves"] + 1}
 
 
 def spread(name: str, value, n: int) -> np.ndarray:
@@ -238,8 +267,8 @@ class _Pool:
     `sizes` are the numbers of slots that may be in use, largest first: each is one trace of the programs.
     """
 
-    def __init__(self, x, y, numbers, seed, start, sizes):
-        self.source = (x, y, numbers, seed)
+    def __init__(self, x, y, parameters, seed, start, sizes):
+        self.source = (x, y, parameters, seed)
         self.start, self.sizes = start, sizes
         self.next = 0  # first sample that has not been started
         self.index = np.empty(0, dtype="int64")  # sample in each used slot
@@ -255,7 +284,7 @@ class _Pool:
 
     def _load(self) -> tuple[np.ndarray, dict] | None:
         """Start the next samples, a whole batch at a time."""
-        x, y, numbers, seed = self.source
+        x, y, parameters, seed = self.source
         left = len(x) - self.next
         if left == 0:
             return None
@@ -263,7 +292,7 @@ class _Pool:
         index = np.arange(self.next, min(self.next + size, len(x)))
         self.next += len(index)
         rows = models.pad(index, size)
-        state = self.start(x[rows], y[rows], sample_seeds(seed, rows), {k: v[rows] for k, v in numbers.items()})
+        state = self.start(x[rows], y[rows], sample_seeds(seed, rows), {k: v[rows] for k, v in parameters.items()})
         state = {k: ops.convert_to_numpy(v)[: len(index)] for k, v in state.items()}
         return index, state
 

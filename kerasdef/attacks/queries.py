@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -28,6 +29,7 @@ from kerasdef.runs import progress
 _ROWS, _ROWS_GPU = 64, 512
 _NUMBERS = 1 << 22  # most numbers in one array of points to ask: 16 MiB
 
+_KEPT = 16  # programs of one model that are kept
 _PROGRAMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -128,7 +130,7 @@ def _rank(rows: np.ndarray) -> np.ndarray:
 
 def _program(victim: WhiteBox, goal, loss, samples: int):
     """Compiled answers of a Keras model to points with labels; kept as long as the model lives."""
-    kept = _PROGRAMS.setdefault(victim.view, {})
+    kept = _PROGRAMS.setdefault(victim.view, OrderedDict())
     key = goal, loss, victim.map, samples
     if key not in kept:
         back = victim.weak()
@@ -138,6 +140,9 @@ def _program(victim: WhiteBox, goal, loss, samples: int):
             return goal.value(loss, logits, y), goal.reached(logits, y)
 
         kept[key] = backend.compiled(judge, victim.view)
+        if len(kept) > _KEPT:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
     return kept[key]
 
 
@@ -170,6 +175,11 @@ class QueryAttack(Attack):
         checks.positive_int("samples", self.samples)
 
     # -- what an attack is made of ------------------------------------------------------------------------------
+
+    @property
+    def span(self) -> float:
+        """Width of the bounds: what lengths are measured by, so that an attack is the same in any range."""
+        return self.bounds[1] - self.bounds[0]
 
     @property
     def climbed(self) -> Callable:

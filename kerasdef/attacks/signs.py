@@ -100,7 +100,7 @@ def zero_gradients(share: float) -> dict[str, str]:
     """Return the sign of gradients that are exactly zero, from their share among the images that the model gets right.
 
     Args:
-        share: In [0, 1]. The sign is given above 0.1.
+        share: A share in [0, 1]. The sign is given above 0.1.
     """
     if share <= SURE:
         return {}

@@ -26,7 +26,7 @@ class Decision:
         rejected: Booleans of shape (n,).
         score: How adversarial a sample looks, of shape (n,); the larger, the more. None for a defense that rejects
             nothing.
-        probabilities: Of shape (n, outputs), or None where only labels are known. A class that stands for
+        probabilities: Probabilities of shape (n, outputs), or None where only labels are known. A class that stands for
             "adversarial" is one of the columns.
     """
 
@@ -53,7 +53,7 @@ class Defense(keras.Model):
         classes: Number of real classes K: true labels are below it.
         reject: The label that stands for "adversarial", or None.
         bounds: `(low, high)`: range of the values that it takes.
-        name: Of the model.
+        name: Name of the model.
     """
 
     def __init__(self, inputs, outputs, *, classes: int, reject: int | None, bounds: tuple[float, float], name=None):
@@ -159,7 +159,7 @@ class OfMembers(Defense):
         reject: As in `Defense`.
         stacked: Whether the logits of its surface have an axis of the members, of which there may be several.
         bounds: None takes those that the members say, and (0, 1) where they say none.
-        name: Of the model.
+        name: Name of the model.
     """
 
     def __init__(self, members, decision: keras.layers.Layer, *, classes, reject, stacked, bounds=None, name=None):
@@ -240,7 +240,7 @@ class Plain(_OfOne):
     Args:
         model: A built Keras classifier: logits, probabilities, or one sigmoid output.
         bounds: `(low, high)`: range of the values that it takes. None takes what the model says, else (0, 1).
-        name: Of the defense.
+        name: Name of the defense.
     """
 
     def __init__(self, model: keras.Model, *, bounds: tuple[float, float] | None = None, name: str | None = None):
@@ -256,7 +256,7 @@ class RejectClass(_OfOne):
         rejects: Whether the last label rejects a sample. False: the output is there, but a sample that gets the label
             counts as any that gets a wrong one, and the attacker may go for it.
         bounds: `(low, high)`: range of the values that it takes. None takes what the model says, else (0, 1).
-        name: Of the defense.
+        name: Name of the defense.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ class Outputs:
         classes: Number of real classes, None where it cannot be known.
         reject: The label that stands for "adversarial", or None.
         bounds: `(low, high)`: range of the values that it takes.
-        name: In words, for reports.
+        name: Name in words, for reports.
     """
 
     def __init__(self, function: Callable, *, classes=None, reject=None, bounds=UNIT, name: str | None = None):
@@ -319,7 +319,7 @@ class Outputs:
 
     @property
     def facts(self) -> dict:
-        """As in `Defense`."""
+        """What is known of the defense, as JSON values: kind, classes, reject, bounds."""
         kind = type(self).__name__
         return {"kind": kind, "classes": self.classes, "reject": self.reject, "bounds": list(self.bounds)}
 

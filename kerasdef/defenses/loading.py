@@ -23,7 +23,7 @@ class Loaded:
 
     Args:
         defense: What is attacked; a plain classifier is a defense without a reject class.
-        name: In words, for reports.
+        name: Name in words, for reports.
         settings: Settings of the run that it is from, None for others.
     """
 

@@ -25,7 +25,7 @@ def bootstrap_indices(n: int, bootstraps: int, seed: int) -> list[np.ndarray]:
     Args:
         n: Size of the data.
         bootstraps: Number of samples.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         `bootstraps` integer arrays of shape (n,).
@@ -40,7 +40,7 @@ def decide(logits):
     """Count hard votes, ties broken by the mean probability.
 
     Args:
-        logits: Of the members, shape (n, members, classes).
+        logits: Logits of the members, of shape (n, members, classes).
 
     Returns:
         `(label, votes, probabilities)` of shapes (n,), (n, classes) and (n, classes).
@@ -108,7 +108,7 @@ class Voting(OfMembers):
             softmax, is left off.
         reject: Index of the class that stands for "adversarial", or None.
         bounds: `(low, high)`: range of the values that the members take. None takes what they say, else (0, 1).
-        name: Of the model.
+        name: Name of the model.
 
     Raises:
         ValueError: No members, or members whose shapes or ranges differ.

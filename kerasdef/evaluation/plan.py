@@ -68,8 +68,8 @@ class Plan:
     Args:
         model: Its name in outcomes.
         rows: Which test images, int, shape (n,).
-        paper: By name: attacks as a paper made them, mostly on other models and shown to this one.
-        adaptive: By name: attacks on this very model.
+        paper: Attacks by name, as a paper made them: mostly on other models, and then shown to this one.
+        adaptive: Attacks on this very model, by name.
 
     Raises:
         ValueError: A name says something else in reports, or an attack is neither planned nor made.

@@ -153,7 +153,7 @@ class Denoising(layers.Layer):
 
     Args:
         kind: "nonlocal", "median" (3x3) or "mean" (3x3); images are padded by their edge.
-        kernel_initializer: Of the 1x1 convolution. "zeros" starts from the network without the block.
+        kernel_initializer: Initializer of the 1x1 convolution. "zeros" starts from the network without the block.
 
     Call arguments:
         x: Features of shape (n, height, width, channels).

@@ -57,7 +57,7 @@ def target_dnn(input_shape, outputs: int = 10, *, seed: int = 0) -> keras.Sequen
     Args:
         input_shape: (height, width, channels), at least 4x4.
         outputs: Number of classes.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
 
     References: mia paper, table 1.
     """
@@ -124,7 +124,7 @@ def parseval_cnn(input_shape, outputs: int = 10, *, seed: int = 0, beta: float =
     Args:
         input_shape: (height, width, channels), at least 8x8.
         outputs: Number of classes.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
         beta: Step of the constraint (paper: 0.0003). Few epochs with large steps, as of Adam, outrun the paper's value;
             0.1 holds the kernels there, at a cost in accuracy.
 
@@ -172,7 +172,7 @@ def vgg7(input_shape, outputs: int = 10, *, seed: int = 0) -> keras.Sequential:
     Args:
         input_shape: (height, width, channels), at least 8x8; pools that would leave no pixel are left out.
         outputs: Number of classes.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
 
     References: Simonyan and Zisserman, 2015, cut to seven layers; batch normalization as usual at 32x32.
     """
@@ -223,7 +223,7 @@ def resnet32(input_shape, outputs: int = 10, *, seed: int = 0) -> keras.Model:
     Args:
         input_shape: (height, width, channels), at least 8x8.
         outputs: Number of classes.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
 
     References: He et al., 2016, section 4.2 (n = 5).
     """
@@ -244,7 +244,7 @@ def preact_resnet18(input_shape, outputs: int = 10, *, seed: int = 0, width: int
     Args:
         input_shape: (height, width, channels), at least 8x8.
         outputs: Number of classes.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
         width: Filters of the first stage; each later stage has twice those of the one before.
 
     References: He et al., 2016, https://arxiv.org/abs/1603.05027 (figure 4 e); depths of He et al., 2016, table 1.

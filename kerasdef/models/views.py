@@ -18,7 +18,11 @@ _VIEWS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Untracked:
-    """Models that belong to another one but are not trained with it: in here Keras does not find their weights."""
+    """Models that another one uses but does not train.
+
+    Keras collects the weights of all models that are attributes of a model. It does not look into this class, so the
+    weights of these are not counted, saved or trained a second time.
+    """
 
     models: tuple[keras.Model, ...]
 

@@ -21,7 +21,7 @@ class Tick(keras.callbacks.Callback):
 
     Args:
         advance: Moves the bar by a number of batches.
-        batches: In an epoch.
+        batches: Number of batches in an epoch.
     """
 
     def __init__(self, advance, batches: int):

@@ -16,7 +16,7 @@ class Section:
     """A part of a report that only one kind of run has.
 
     Args:
-        name: Of its files: letters, digits and underscores.
+        name: Name of its files: letters, digits and underscores.
         title: Heading.
         text: Sentences that say what is shown.
         rows: Rows of the table, all with the same keys, which are its heads; values are JSON values.

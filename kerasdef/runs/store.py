@@ -88,7 +88,7 @@ class Store:
         It is removed as soon as the piece is finished.
 
         Args:
-            name: Of the piece.
+            name: Name of the piece.
             judging: Whether the piece depends on the settings of judging; with others it has another folder.
         """
         if self.folder is None:
@@ -101,7 +101,7 @@ class Store:
         """Return a piece, made now or found in the folder.
 
         Args:
-            name: Of the piece.
+            name: Name of the piece.
             make: Makes it. Seconds that earlier processes spent on it may stand in its meta as `EARLIER`.
             phase: What its time counts towards.
             judging: Whether it depends on the settings of judging as well; found with others, it is made again.

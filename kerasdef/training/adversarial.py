@@ -166,7 +166,7 @@ class AdversarialTraining(Trainer):
         return sum(steps) / len(steps) + passes
 
     def fit(self, *args, **kwargs):
-        """As `keras.Model.fit`; it also warns where the attack was blind."""
+        """Train as `keras.Model.fit` does, and warn where the attack was blind."""
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
         given = bound.arguments.get("callbacks") or []
         if isinstance(given, keras.callbacks.CallbackList):
@@ -195,7 +195,7 @@ class AdversarialTraining(Trainer):
             return self._objective(x_adv, y, labels, y_pred, sample_weight)
 
     def get_metrics_result(self):
-        """As `keras.Model.get_metrics_result`; nothing is attacked in evaluation, which shows no number of it."""
+        """Return the metrics; nothing is attacked in evaluation, which shows no number of it."""
         found = super().get_metrics_result()
         if not self._trains:
             found.pop(self.withstood.name, None)

@@ -247,7 +247,7 @@ class AttackStages(keras.callbacks.Callback):
     """Gives an `AdversarialTraining` the attack of each stage, as its epoch begins.
 
     Args:
-        stages: In order. After the last one its attack stays.
+        stages: Stages in their order. After the last one its attack stays.
     """
 
     def __init__(self, stages: Sequence[Stage]):

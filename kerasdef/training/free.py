@@ -68,7 +68,7 @@ class FreeTraining(Trainer):
         self.built = True
 
     def compile(self, optimizer="rmsprop", *args, **kwargs):
-        """As `keras.Model.compile`; by default XLA is used on GPUs only, since it is slower on a CPU.
+        """Compile as `keras.Model.compile` does; by default XLA is used on GPUs only, since it is slower on a CPU.
 
         Raises:
             ValueError: The optimizer sums up gradients of several batches or averages weights.

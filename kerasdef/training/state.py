@@ -25,7 +25,7 @@ def write_state(path: Path, model: keras.Model, meta: Mapping, arrays: Mapping[s
         path: File to write, ending in .npz.
         model: A compiled model whose optimizer is built.
         meta: JSON values.
-        arrays: By names that are not of the form v0000.
+        arrays: Arrays by names that are not of the form v0000.
     """
     variables = training_variables(model)
     kept = {_VARIABLE.format(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}

@@ -18,7 +18,7 @@ class Trainer(keras.Model):
     """
 
     def compile(self, *args, jit_compile=None, **kwargs):
-        """As `keras.Model.compile`; by default XLA is used on GPUs only, since it is slower on a CPU.
+        """Compile as `keras.Model.compile` does; by default XLA is used on GPUs only, since it is slower on a CPU.
 
         Raises:
             ValueError: The loss is for several labels at once, and the model has several outputs.

@@ -12,6 +12,7 @@ import numpy as np
 from kerasdef import checks, losses, norms
 from kerasdef import random as draws
 from kerasdef.attacks.engine import spread
+from kerasdef.attacks.parts.inherited import arguments_of_base
 from kerasdef.attacks.queries import QueryAttack, add_up, on_rows, pieces, tall
 from kerasdef.norms import Linf, Norm
 
@@ -33,6 +34,7 @@ class GradientFreeAttack(QueryAttack):
         relative_step: Length of a step as a multiple of `eps`, used where `step_size` is None.
         loss: "margin", "cross_entropy", or a function of (logits, y) that gives values of shape (n,).
         queries: Most queries for each sample, at least 1.
+        samples: Passes of a random model that are averaged for one answer, at least 1; each is a query.
         goal: What the attacker wants.
         bounds: Valid range of an input value.
     """
@@ -79,9 +81,15 @@ class GradientFreeAttack(QueryAttack):
         return {"done": eps == 0, "eps": eps, "now": np.array(x), "best": value, "m": np.zeros_like(x)}
 
     def estimate(self, ask, part, pairs) -> np.ndarray:
-        """Gradients of the value at the current points, from so many pairs of queries for each sample."""
+        """Gradients of the value at the current points.
+
+        Args:
+            ask: A `Queries`.
+            part: The state of the samples.
+            pairs: Pairs of queries for each sample, of shape (n,).
+        """
         now, shape = part["now"], part["x"].shape[1:]
-        radius = self.radius * (self.bounds[1] - self.bounds[0])
+        radius = self.radius * self.span
         total = np.zeros_like(now)
         for owner, number in pieces(pairs, 2 * now[0].size):
             seeds = draws.branch(part["seed"][owner], part["moves"][owner], number)
@@ -97,7 +105,7 @@ class GradientFreeAttack(QueryAttack):
         """One step of each sample."""
         x, eps = part["x"], part["eps"]
         pairs = np.minimum(self.pairs, (ask.left(part["row"]) - 1) // 2)
-        direction = self.ascent(self.estimate(ask, part, pairs), part)
+        direction = self.ascent(self.estimate(ask, part, pairs) * np.float32(self.span), part)
         length = self.relative_step * eps if self.step_size is None else np.full_like(eps, self.step_size)
         moved = np.clip(part["now"] + tall(length, x) * direction, *self.bounds)
         new = np.clip(x + on_rows(self.norm.project, moved - x, eps), *self.bounds)  # again: float noise
@@ -108,6 +116,7 @@ class GradientFreeAttack(QueryAttack):
         part["done"] |= reached
 
 
+@arguments_of_base
 @dataclass(frozen=True, repr=False)
 class NES(GradientFreeAttack):
     """Natural evolution strategies: signs of gradients estimated along normal directions, with momentum.
@@ -136,6 +145,7 @@ class NES(GradientFreeAttack):
         return on_rows(self.norm.steepest, part["m"])
 
 
+@arguments_of_base
 @dataclass(frozen=True, repr=False)
 class SPSA(GradientFreeAttack):
     """Simultaneous perturbation stochastic approximation: Adam on gradients estimated along random signs.

@@ -37,6 +37,7 @@ class HopSkipJump(QueryAttack):
         tries: Noise images that are tried as a first point.
         starts: First points of the shape of x, or None for noise; noise is tried where they do not reach the goal.
         queries: Most queries for each sample, at least 1.
+        samples: Passes of a random model that are averaged for one answer, at least 1; each is a query.
         goal: What the attacker wants.
         bounds: Valid range of an input value.
 
@@ -155,7 +156,7 @@ class HopSkipJump(QueryAttack):
         count = np.minimum(self.initial_queries * np.sqrt(t), self.most_queries).astype("int64")
         count = np.minimum(count, ask.left(part["row"]) - _RESERVE)
         radius = space.radius(d) * self.gamma * part["distance"]
-        radius = np.where(t == 1, _FIRST_RADIUS * (self.bounds[1] - self.bounds[0]), radius)
+        radius = np.where(t == 1, _FIRST_RADIUS * self.span, radius)
         normal = self._normal(ask, part, count, np.maximum(radius, np.finfo("float32").tiny), space)
         direction = on_rows(self.norm.steepest, normal)
         length = (part["distance"] / np.sqrt(t)).astype("float32")

@@ -20,8 +20,9 @@ class ZOO(QueryAttack):
     """Minimal-norm attack in L2: |delta|^2 + c * max(confidence - margin, 0) falls by Adam on single coordinates.
 
     The slope along a coordinate is the difference of two answers; that of the size is known. Each sample has its own
-    binary search over c. Where the margin is reached, nothing is asked but the new point. Samples on which it fails
-    are returned unchanged. Every step of a few coordinates costs their double in queries: images need 100,000 or more.
+    binary search over c; delta is measured in spans of the bounds. Where the margin is reached, nothing is asked but
+    the new point. Samples on which it fails are returned unchanged. Every step of a few coordinates costs their double
+    in queries: images need 100,000 or more.
 
     Args:
         confidence: Margin that the adversarial class must reach, in logits; at least 0.
@@ -33,6 +34,7 @@ class ZOO(QueryAttack):
         radius: Half the distance of the two points of a difference, as a share of the range. Logits near 10 in float32
             have errors of 1e-6: a radius of 1e-3 leaves slopes with errors below 1e-3, the paper's 1e-4 below 1e-2.
         queries: Most queries for each sample, at least 1.
+        samples: Passes of a random model that are averaged for one answer, at least 1; each is a query.
         goal: What the attacker wants.
         bounds: Valid range of an input value.
 
@@ -93,19 +95,19 @@ class ZOO(QueryAttack):
         chosen = self._choose(part, k, d)
         at = np.arange(n)[:, None], chosen
         delta = (part["now"] - x).reshape(n, d)
-        grad = 2.0 * delta[at] - part["c"][:, None] * self._slopes(ask, part, chosen)
+        grad = 2.0 * delta[at] / self.span - part["c"][:, None] * self.span * self._slopes(ask, part, chosen)
         part["t"][at] += 1
         t = part["t"][at]
         part["m"][at] = m = _BETA1 * part["m"][at] + (1 - _BETA1) * grad
         part["v"][at] = v = _BETA2 * part["v"][at] + (1 - _BETA2) * np.square(grad)
-        rate = self.learning_rate * (self.bounds[1] - self.bounds[0])
+        rate = self.learning_rate * self.span
         delta[at] -= rate * (m / (1 - _BETA1**t)) / (np.sqrt(v / (1 - _BETA2**t)) + _TINY)
         new = np.clip(x + delta.reshape(x.shape), *self.bounds)
         gain, reached = ask(part["row"], new)
         part["now"], part["gain"], part["there"] = new, gain, reached
 
         hit = reached & ((gain >= self.confidence) | (self.confidence == 0))
-        size = np.square((new - x).reshape(n, d)).sum(axis=1)
+        size = np.square((new - x).reshape(n, d) / self.span).sum(axis=1)
         better = hit & (size < part["size"])
         part["adv"][better], part["size"][better] = new[better], size[better]
         part["reached"] |= hit
@@ -129,7 +131,7 @@ class ZOO(QueryAttack):
         """Slope of the margin along the chosen coordinates; 0 where the margin is reached, or nothing may be asked."""
         now, k = part["now"], chosen.shape[1]
         slopes = np.zeros(chosen.shape, dtype="float32")
-        h = np.float32(self.radius * (self.bounds[1] - self.bounds[0]))
+        h = np.float32(self.radius * self.span)
         short = ~part["there"] | (part["gain"] < self.confidence)
         pairs = np.where(short, np.minimum(k, (ask.left(part["row"]) - 1) // 2), 0)
         for owner, number in pieces(pairs, 2 * now[0].size):

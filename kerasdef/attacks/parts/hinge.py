@@ -8,25 +8,24 @@ from __future__ import annotations
 from keras import ops
 
 
-def hinge(reached, gain, confidence: float):
+def hinge(reached, gain, confidence):
     """Loss of shape (n,): falls with the gain until the goal is reached with `confidence`.
 
     Args:
         reached: Booleans of shape (n,).
         gain: The goal's value for the margin, of shape (n,).
-        confidence: Gain that is asked for.
+        confidence: Gain that is asked for, of shape (n,).
     """
     short = confidence - gain
     return ops.where(reached, ops.maximum(short, 0.0), short)
 
 
-def hits(reached, gain, confidence: float):
+def hits(reached, gain, confidence):
     """Booleans of shape (n,): the goal is reached with `confidence`.
 
     Args:
         reached: Share of the draws of the model in which the goal is reached, of shape (n,).
         gain: As above, averaged over the draws.
-        confidence: Gain that is asked for; 0 asks for none beyond the goal.
+        confidence: Gain that is asked for, of shape (n,); 0 asks for none beyond the goal.
     """
-    sure = reached > 0.5
-    return sure if confidence == 0 else ops.logical_and(sure, gain >= confidence)
+    return ops.logical_and(reached > 0.5, ops.logical_or(confidence == 0, gain >= confidence))

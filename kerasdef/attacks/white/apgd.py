@@ -6,10 +6,10 @@ the pool at different times, so each reads its own row.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from keras import ops
@@ -69,7 +69,7 @@ def project_l1(x, delta, eps, bounds: tuple[float, float]):
 
 @dataclass(frozen=True)
 class _Rule(ABC):
-    """How a run climbs: its phases and checkpoints, its start, its steps. Memory is of one value a sample."""
+    """How a run raises the loss: its phases and checkpoints, its start, its steps. Memory is of one value a sample."""
 
     norm: Norm
     bounds: tuple[float, float]
@@ -190,7 +190,7 @@ class _Sparse(_Rule):
         return [window] * (steps // window)
 
     def start(self, x, seeds, eps):
-        return self._project(x, draws.normal(seeds, x.shape[1:]), eps)
+        return self._project(x, draws.normal(seeds, x.shape[1:]) * (self.bounds[1] - self.bounds[0]), eps)
 
     def init(self, x, eps) -> dict:
         none = ops.zeros_like(eps)
@@ -231,8 +231,8 @@ class APGD(StepAttack):
 
     In Linf and L2 steps have momentum, start at 2 * eps and are halved where the loss stops rising. In L1 they move
     the largest gradients only, as many as the best point so far suggests. Where the paper and the authors' code
-    differ (a rise of exactly rho of the steps; the loss that the first step from the best point is compared with),
-    this is the paper.
+    differ (whether a rise of exactly rho of the steps is enough; with which loss the first step from the best point is
+    compared), this class follows the paper.
 
     Args:
         eps: Radius in input units (write `8 / 255`), at least 0. A number, or one for each sample of shape (n,).
@@ -244,7 +244,7 @@ class APGD(StepAttack):
         targets: With "targeted_dlr", classes that are tried in turn, the most likely of the clean input first; at
             most all but the label. Authors' code: 9.
         rho: Share of the steps between two checkpoints that must raise the loss, in (0, 1]. Paper: 0.75.
-        large_reps: In L1, first climb in balls of three and two times the radius.
+        large_reps: In L1, first run in balls of three and two times the radius.
         early_stop: When called on arrays, a sample leaves as soon as the goal is reached.
         goal: What the attacker wants; "targeted_dlr" chooses classes itself and cannot be wrapped in `Targeted`.
         bounds: Valid range of an input value.
@@ -256,6 +256,8 @@ class APGD(StepAttack):
     References: Croce and Hein, 2020, https://arxiv.org/abs/2003.01690 (Algorithm 1); for L1 Croce and Hein, 2021,
     https://arxiv.org/abs/2103.01208 (Algorithm 1).
     """
+
+    arguments: ClassVar[tuple[str, ...]] = ("eps",)
 
     eps: float | tuple[float, ...] = 0.3
     norm: Norm | str = field(default_factory=Linf)
@@ -308,27 +310,17 @@ class APGD(StepAttack):
         return len(self._table()) * self._runs()
 
     @property
-    def chunk(self) -> int:
+    def look_every(self) -> int:
         """Steps between two looks: about ten, with the least left over at the end."""
         if not self.early_stop or self.steps_in_all <= 12:
             return self.steps_in_all
         return min(range(6, 13), key=lambda c: (-self.steps_in_all % c, -c))
-
-    @property
-    def parameters(self) -> dict:
-        """The radius."""
-        return {"eps": self.eps}
-
-    def static(self) -> APGD:
-        """This attack without its radius."""
-        return dataclasses.replace(self, eps=0.0)
 
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
         eps = parameters["eps"]
         false = ops.zeros_like(eps, dtype="bool")
         state = {
-            "eps": eps,
             "now": self._rule.start(x, seeds, eps * self._table()[0, 3]),
             "best": x,  # highest loss of the phase, with its gradient and value
             "slope": ops.zeros_like(x),
@@ -371,7 +363,7 @@ class APGD(StepAttack):
         return len(self._table()) * self._runs(state["targets"].shape[1] + 1 if self.loss == TARGETED else None)
 
     def step(self, model, x, y, state: dict) -> dict:
-        """Climb once; at the end of a phase go on from its best point, at the end of a run start the next."""
+        """Raise the loss by one step; a new phase goes on from the best point, a new run has a start of its own."""
         table, moves, now = self._table(), state["moves"], state["now"]
         run = moves // len(table)
         row = ops.take(ops.convert_to_tensor(table), moves % len(table), axis=0)
@@ -381,7 +373,7 @@ class APGD(StepAttack):
         value, (logits,), grad = self.gradient(
             model, lambda call, z: self._evaluate(call, y, z, state, run), now, state
         )
-        counts = ops.logical_and(factor == 1.0, moves < self._over(state))  # the last chunk runs past the end
+        counts = ops.logical_and(factor == 1.0, moves < self._over(state))  # the last part runs past the end
         state = state | self._remember(state, value, logits, y, counts)
 
         higher = ops.logical_or(opens, value > state["top"])

@@ -22,24 +22,29 @@ _LOOK = 10  # fewest steps between two looks: a few steps of Adam may rise befor
 class CarliniWagner(StepAttack):
     """Minimal-norm attack in L2: minimizes |delta|^2 + c * max(confidence - margin, 0) by Adam in tanh space.
 
-    Each sample has its own binary search over c and its own early abort: when its loss has not fallen by 0.01 % in a
-    tenth of the steps, the next c begins. Samples on which it fails are returned unchanged.
+    Here delta is measured in spans of the bounds, so that c means the same in any range of inputs. Each sample has its
+    own binary search over c and its own early abort: when its loss has not fallen by 0.01 % in a tenth of the steps,
+    the next c begins. Samples on which it fails are returned unchanged.
 
     Args:
         confidence: Margin that the adversarial class must reach, in logits; at least 0.
         steps: Adam steps for each c, at most (paper: 10,000; 1,000 is usual).
         binary_search_steps: Values of c that are tried (authors' code: 9).
         initial_c: First c (authors' code: 0.001).
-        learning_rate: Of Adam (authors' code: 0.01).
+        learning_rate: Learning rate of Adam, above 0 (authors' code: 0.01).
         abort_early: Whether to go on to the next c when the loss stalls.
         goal: What the attacker wants.
-        bounds: Valid range of an input value.
+        bounds: Valid range of an input value, `(low, high)`.
+        samples: Draws of a random model over which every gradient is averaged, at least 1.
 
     References: Carlini and Wagner, 2017, https://arxiv.org/abs/1608.04644 (section V.B and VI.A).
+    The range of tanh is 5 % wider than the bounds, and its images are clipped: in the authors' code features at a bound
+    do not move in the first hundreds of steps.
     """
 
     norm: ClassVar[norms.Norm] = norms.L2()
     kind: ClassVar[str] = "minimal"
+    arguments: ClassVar[tuple[str, ...]] = ("confidence", "initial_c", "learning_rate")
 
     confidence: float = 0.0
     steps: int = 1000
@@ -62,9 +67,9 @@ class CarliniWagner(StepAttack):
         return self.steps * self.binary_search_steps
 
     @property
-    def chunk(self) -> int:
-        """Steps between two looks at who is done."""
-        return min(50, self.steps_in_all)
+    def look_every(self) -> int:
+        """Steps between two looks at which samples are done."""
+        return min(50, self.steps)
 
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
@@ -76,7 +81,7 @@ class CarliniWagner(StepAttack):
             "v": ops.zeros_like(w),
             "t": ops.cast(none, "int32"),
             "search": ops.cast(none, "int32"),
-            "c": none + self.initial_c,
+            "c": parameters["initial_c"],
             "low": none,
             "high": none + _WITHOUT_END,
             "found": none > 0,
@@ -94,17 +99,17 @@ class CarliniWagner(StepAttack):
             z = image(w, self.bounds)
             logits = call(z)
             gain = self.goal.value(losses.margin, logits, y)
-            size = ops.sum(ops.square(norms.flatten(z - x)), axis=1)
+            size = ops.sum(ops.square(norms.flatten(z - x) / self.span), axis=1)
             reached = self.goal.reached(logits, y)
-            return size + c * hinge(reached, gain, self.confidence), (z, size, gain, ops.cast(reached, gain.dtype))
+            return size + c * hinge(reached, gain, state["confidence"]), (z, size, gain, ops.cast(reached, gain.dtype))
 
         value, (z, size, gain, reached), grad = self.gradient(model, objective, state["w"], state)
-        hit = hits(reached, gain, self.confidence)
+        hit = hits(reached, gain, state["confidence"])
         better = ops.logical_and(hit, size < state["size"])
         found = ops.logical_or(state["found"], hit)
 
         t = state["t"] + 1
-        w, m, v = adam(state["w"], grad, state["m"], state["v"], t, self.learning_rate)
+        w, m, v = adam(state["w"], grad, state["m"], state["v"], t, state["learning_rate"])
 
         looks = t % max(_LOOK, self.steps // 10) == 0
         stalled = ops.logical_and(looks, value > _STALL * state["last"])

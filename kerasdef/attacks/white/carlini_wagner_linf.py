@@ -24,9 +24,10 @@ _LOOK = 10  # fewest steps between two looks: a few steps of Adam may rise befor
 class CarliniWagnerLinf(StepAttack):
     """Minimal-norm attack in Linf: minimizes c * max(confidence - margin, 0) + sum of max(|delta| - tau, 0) by Adam.
 
-    Every sample has its own tau and c. A success makes tau `shrink` times the largest change, and Adam begins anew at
-    the best point; a failure multiplies c by `growth`, until c exceeds `largest_c`. What is returned is the smallest
-    adversarial change of all steps, also of failed ones; samples without any are returned unchanged.
+    Here delta and tau are measured in spans of the bounds. Every sample has its own tau and c. A success makes tau
+    `shrink` times the largest change, and Adam begins anew at the best point; a failure multiplies c by `growth`, until
+    c exceeds `largest_c`. What is returned is the smallest adversarial change of all steps, also of failed ones;
+    samples without any are returned unchanged.
 
     Args:
         confidence: Margin that the adversarial class must reach, in logits; at least 0.
@@ -35,16 +36,25 @@ class CarliniWagnerLinf(StepAttack):
         largest_c: Last c, about (authors' code: 20).
         growth: Factor on c after a failure, above 1 (paper: 2).
         shrink: Factor on tau after a success, in (0, 1) (paper: 0.9).
-        learning_rate: Of Adam, in tanh space (authors' code: 0.005).
+        learning_rate: Learning rate of Adam, above 0, in tanh space (authors' code: 0.005).
         abort_early: Whether a loss that has not fallen by 0.01 % in a tenth of the steps is a failure at once.
         goal: What the attacker wants.
-        bounds: Valid range of an input value.
+        bounds: Valid range of an input value, `(low, high)`.
+        samples: Draws of a random model over which every gradient is averaged, at least 1.
 
     References: Carlini and Wagner, 2017, https://arxiv.org/abs/1608.04644 (section VI.C).
     """
 
     norm: ClassVar[norms.Norm] = norms.Linf()
     kind: ClassVar[str] = "minimal"
+    arguments: ClassVar[tuple[str, ...]] = (
+        "confidence",
+        "initial_c",
+        "largest_c",
+        "growth",
+        "shrink",
+        "learning_rate",
+    )
 
     confidence: float = 0.0
     steps: int = 1000
@@ -73,9 +83,9 @@ class CarliniWagnerLinf(StepAttack):
         return self.steps * (failures + successes)
 
     @property
-    def chunk(self) -> int:
-        """Steps between two looks at who is done."""
-        return min(50, self.steps_in_all)
+    def look_every(self) -> int:
+        """Steps between two looks at which samples are done."""
+        return min(50, self.steps)
 
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
@@ -86,8 +96,8 @@ class CarliniWagnerLinf(StepAttack):
             "m": ops.zeros_like(w),
             "v": ops.zeros_like(w),
             "t": ops.cast(none, "int32"),
-            "c": none + self.initial_c,
-            "tau": none + (self.bounds[1] - self.bounds[0]),
+            "c": parameters["initial_c"],
+            "tau": none + 1.0,
             "last": none + np.inf,
             "size": none + np.inf,
             "adv": x,
@@ -102,20 +112,20 @@ class CarliniWagnerLinf(StepAttack):
             z = image(w, self.bounds)
             logits = call(z)
             gain = self.goal.value(losses.margin, logits, y)
-            change = ops.abs(norms.flatten(z - x))
+            change = ops.abs(norms.flatten(z - x)) / self.span
             beyond = ops.sum(ops.maximum(change - ops.expand_dims(tau, 1), 0.0), axis=1)
             reached = self.goal.reached(logits, y)
-            value = c * hinge(reached, gain, self.confidence) + beyond
+            value = c * hinge(reached, gain, state["confidence"]) + beyond
             return value, (z, ops.max(change, axis=1), gain, ops.cast(reached, gain.dtype))
 
         value, (z, size, gain, reached), grad = self.gradient(model, objective, state["w"], state)
-        hit = hits(reached, gain, self.confidence)
+        hit = hits(reached, gain, state["confidence"])
         better = ops.logical_and(hit, size < state["size"])
         smallest = ops.where(better, size, state["size"])
         adv = select(better, z, state["adv"])
 
         t = state["t"] + 1
-        w, m, v = adam(state["w"], grad, state["m"], state["v"], t, self.learning_rate)
+        w, m, v = adam(state["w"], grad, state["m"], state["v"], t, state["learning_rate"])
 
         won = ops.logical_and(hit, ops.logical_or(value < _NEAR * c, size <= tau))
         looks = t % max(_LOOK, self.steps // 10) == 0
@@ -125,9 +135,9 @@ class CarliniWagnerLinf(StepAttack):
         lost = ops.logical_and(lost, ops.logical_not(won))
         over = ops.logical_or(won, lost)
 
-        c = ops.where(lost, c * self.growth, c)
-        tau = ops.where(won, self.shrink * ops.minimum(tau, smallest), tau)
-        through = ops.logical_or(c > self.largest_c, tau < _SMALLEST * (self.bounds[1] - self.bounds[0]))
+        c = ops.where(lost, c * state["growth"], c)
+        tau = ops.where(won, state["shrink"] * ops.minimum(tau, smallest), tau)
+        through = ops.logical_or(c > state["largest_c"], tau < _SMALLEST)
         return {
             "w": select(over, free(adv, self.bounds), w),  # adv is x until there is something better
             "m": select(over, ops.zeros_like(m), m),

@@ -39,6 +39,7 @@ class DeepFool(StepAttack):
     """
 
     kind: ClassVar[str] = "minimal"
+    arguments: ClassVar[tuple[str, ...]] = ("overshoot",)
 
     norm: Norm | str = field(default_factory=L2)
     steps: int = 50
@@ -59,7 +60,7 @@ class DeepFool(StepAttack):
         return self.steps
 
     @property
-    def chunk(self) -> int:
+    def look_every(self) -> int:
         """Steps between two looks: most samples need two or three."""
         return 1
 
@@ -82,7 +83,7 @@ class DeepFool(StepAttack):
         gap, slope = boundaries.nearest(self.norm, values, slopes)
         length = -gap / boundaries.dual_size(self.norm, slope)  # back where the boundary is behind
         way = ops.clip(now + per_sample(length, x) * self.norm.steepest(slope), *self.bounds) - x
-        moved = ops.clip(x + (1.0 + self.overshoot) * way, *self.bounds)
+        moved = ops.clip(x + per_sample(1.0 + state["overshoot"], x) * way, *self.bounds)
         logits = logits_at(model, moved, state["seed"], state["moves"])
         reached = ops.logical_and(boundaries.crossed(self.goal, logits, y), ops.logical_not(state["done"]))
         over = ops.logical_or(reached, state["moves"] + 1 >= self.steps)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from keras import ops
@@ -53,6 +53,8 @@ class FAB(StepAttack):
     Croce and Hein, 2020, https://arxiv.org/abs/2003.01690 (section 5).
     """
 
+    arguments: ClassVar[tuple[str, ...]] = ("eps", "alpha_max", "eta", "beta")
+
     norm: Norm | str = field(default_factory=Linf)
     eps: float | tuple[float, ...] | None = None
     steps: int = 100
@@ -92,19 +94,10 @@ class FAB(StepAttack):
         return self.steps * self._runs() + (_SEARCH if self.eps is None else 0)
 
     @property
-    def chunk(self) -> int:
+    def look_every(self) -> int:
         """Steps between two looks: about ten where samples leave early, else as they end together."""
         parts = max(1, self.steps_in_all // 10) if self.eps is not None else self._runs()
         return -(-self.steps_in_all // parts)
-
-    @property
-    def parameters(self) -> dict:
-        """The radius, where there is one."""
-        return {} if self.eps is None else {"eps": self.eps}
-
-    def static(self) -> FAB:
-        """This attack without its radius."""
-        return self if self.eps is None else dataclasses.replace(self, eps=0.0)
 
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
@@ -141,7 +134,7 @@ class FAB(StepAttack):
         """Project and judge the point moved to; at the end of a run begin the next, or the final search."""
         now, runs = state["now"], self._runs(state["classes"].shape[1])
         values, slopes, _ = boundaries.linearize(self, model, y, self._facing(state), now, state)
-        moved = self._move(x, now, *boundaries.nearest(self.norm, values, slopes))
+        moved = self._move(x, state, *boundaries.nearest(self.norm, values, slopes))
         searching = state["run"] >= runs
         if self.eps is None:
             share = self._share(state)
@@ -160,7 +153,7 @@ class FAB(StepAttack):
         over = t >= ops.where(searching, _SEARCH, self.steps)
         run = run + ops.cast(over, "int32")
         state = state | {
-            "now": x + per_sample(ops.where(reached, self.beta, 1.0), x) * way,
+            "now": x + per_sample(ops.where(reached, state["beta"], 1.0), x) * way,
             "adv": select(better, moved, state["adv"]),
             "size": best,
             "t": ops.where(over, 0, t),
@@ -182,8 +175,9 @@ class FAB(StepAttack):
             "done": ops.logical_or(state["done"], run >= last),
         }
 
-    def _move(self, x, now, gap, slope):
+    def _move(self, x, state: dict, gap, slope):
         """Between the projections of the current and of the clean point on the plane gap + slope * (z - now) = 0."""
+        now, eta = state["now"], per_sample(state["eta"], x)
         delta = now - x
         along = ops.sum(norms.flatten(slope * delta), axis=1)
         both = project(
@@ -194,9 +188,9 @@ class FAB(StepAttack):
             self.bounds,
         )
         here, clean = ops.split(both, 2)
-        length, clean_length = ops.split(ops.maximum(self.norm.size(both), _LEAST), 2)
-        alpha = per_sample(ops.minimum(length / (length + clean_length), self.alpha_max), x)
-        return x + (1.0 - alpha) * (delta + self.eta * here) + alpha * self.eta * clean
+        length, clean_length = ops.split(ops.maximum(self.norm.size(both), _LEAST * self.span), 2)
+        alpha = per_sample(ops.minimum(length / (length + clean_length), state["alpha_max"]), x)
+        return x + (1.0 - alpha) * (delta + eta * here) + alpha * eta * clean
 
     def _share(self, state: dict):
         """Share of the way from x to "adv" at which a line through the margins of two points meets the boundary."""

@@ -36,7 +36,7 @@ class GMA(Attack):
             Algorithm 1; the result is 30 times as long, image by image.
         norm: "linf", "l2" or a `Norm`.
         steps: Gradient steps (paper, table 2: 10).
-        radii: The radii, each at least 0.
+        radii: The radii as shares of the span of the bounds, each at least 0.
         scale: Factor on the radii.
         quantize: Round x_adv to the 256 levels that an 8-bit image has.
         bounds: Valid range of an input value.
@@ -69,8 +69,8 @@ class GMA(Attack):
         checks.real("scale", self.scale, low=0.0, open_low=True)
 
     def radii_of(self, n: int) -> np.ndarray:
-        """Radius of every image of the result for n images: shape (n,), or (30 * n,) with "all"."""
-        radii = np.asarray(self.radii) * self.scale
+        """Radius in input units of every image of the result for n images: shape (n,), or (30 * n,) with "all"."""
+        radii = np.asarray(self.radii) * self.scale * (self.bounds[1] - self.bounds[0])
         return np.tile(radii, n) if self.mode == "all" else np.resize(radii, n)
 
     def attack(self, n: int) -> GradientAttack:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ from keras import ops
 from kerasdef import checks, losses, norms
 from kerasdef.attacks.engine import StepAttack, logits_at, select
 from kerasdef.attacks.parts.directions import Direction, Momentum, Nesterov, Plain
+from kerasdef.attacks.parts.inherited import arguments_of_base
 from kerasdef.norms import Linf, Norm
 
 _LOOK = 10  # steps between two looks at who is done: one forward pass each
@@ -33,8 +33,9 @@ class GradientAttack(StepAttack):
         best: Return the best point met (adversarial before not, then the highest loss); False returns the last.
         early_stop: When called on arrays, a sample leaves as soon as the goal is reached. False takes all steps, which
             gives attacks that transfer better and the fixed number of iterations that papers report.
-        goal: What the attacker wants.
-        bounds: Valid range of an input value.
+        goal: What the attacker wants, a `Goal`; by default another class than the true one.
+        bounds: Valid range of an input value, `(low, high)`.
+        samples: Draws of a random model over which every gradient is averaged, at least 1.
 
     Example:
     >>> x_adv = PGD(eps=8 / 255, steps=40)(model, x, y)
@@ -68,18 +69,15 @@ class GradientAttack(StepAttack):
         return self.steps
 
     @property
-    def chunk(self) -> int:
+    def look_every(self) -> int:
         """Steps between two looks: equal parts of `steps`, about ten each."""
         return -(-self.steps // max(1, self.steps // _LOOK)) if self.early_stop else self.steps
 
     @property
     def parameters(self) -> dict:
-        """The radius."""
-        return {"eps": self.eps}
-
-    def static(self) -> GradientAttack:
-        """This attack without its radius."""
-        return dataclasses.replace(self, eps=0.0)
+        """The radius, and the length of a step, in input units or relative to it."""
+        step = "relative_step" if self.step_size is None else "step_size"
+        return {"eps": self.eps, step: getattr(self, step)}
 
     def init(self, model, x, y, seeds, parameters: dict) -> dict:
         """State before the first step."""
@@ -89,7 +87,6 @@ class GradientAttack(StepAttack):
             now = ops.clip(x + self.norm.sample(seeds, x.shape[1:], eps), *self.bounds)
         false = ops.zeros_like(eps, dtype="bool")
         state = {
-            "eps": eps,
             "now": now,
             "adv": now,
             "done": false,
@@ -115,10 +112,10 @@ class GradientAttack(StepAttack):
         }
 
     def step(self, model, x, y, state: dict) -> dict:
-        """Climb the loss once and return to the ball and the bounds."""
+        """Raise the loss by one step and return to the ball and the bounds."""
         now, eps = state["now"], state["eps"]
         memory = {k: state[k] for k in self.direction.init(x)}
-        length = eps * (self.relative_step / self.steps) if self.step_size is None else self.step_size + 0.0 * eps
+        length = eps * (state["relative_step"] / self.steps) if self.step_size is None else state["step_size"]
         point = self.direction.look_ahead(now, memory, length)
         value, (logits,), grad = self.gradient(model, lambda call, z: self._evaluate(call, y, z), point, state)
         if self.best:
@@ -128,7 +125,7 @@ class GradientAttack(StepAttack):
         move, memory = self.direction.update(grad, memory)
         moved = ops.clip(now + norms.per_sample(length, x) * self.norm.steepest(move), *self.bounds)
         moved = ops.clip(x + self.norm.project(moved - x, eps), *self.bounds)  # again: float noise
-        if self.steps % self.chunk:  # the last chunk runs past `steps`
+        if self.steps % self.look_every:  # the last part runs past `steps`
             moved = select(state["moves"] < self.steps, moved, now)
         return state | memory | {"now": moved}
 
@@ -148,6 +145,7 @@ class GradientAttack(StepAttack):
         return state | {"done": done}
 
 
+@arguments_of_base
 @dataclass(frozen=True, repr=False)
 class FGSM(GradientAttack):
     """Fast gradient sign method: one step of length eps (the fast gradient method in other norms).
@@ -161,21 +159,27 @@ class FGSM(GradientAttack):
     best: bool = False
 
 
+@arguments_of_base
 @dataclass(frozen=True, repr=False)
 class BIM(GradientAttack):
     """Basic iterative method: FGSM in small steps from x, without a random start.
 
-    Args: see `GradientAttack`. The paper's step is one gray level (1/255); here it follows the radius, eps / steps.
+    The paper's step is one gray level (1/255); here it follows the radius and is eps / steps.
+
+    Args: see `GradientAttack`.
 
     References: Kurakin et al., 2017, https://arxiv.org/abs/1607.02533 (section 2.2).
     """
 
 
+@arguments_of_base
 @dataclass(frozen=True, repr=False)
 class PGD(GradientAttack):
     """Projected gradient descent from a random start, the standard first attack.
 
-    Args: see `GradientAttack`. Steps of 2.5 * eps / steps let every run cross the ball (Madry et al.'s choice).
+    Its steps of 2.5 * eps / steps let every run cross the ball (Madry et al.'s choice).
+
+    Args: see `GradientAttack`.
 
     References: Madry et al., 2018, https://arxiv.org/abs/1706.06083 (section 2.1; the start is drawn from the ball).
     """
@@ -185,6 +189,7 @@ class PGD(GradientAttack):
     random_start: bool = True
 
 
+@arguments_of_base
 @dataclass(frozen=True, repr=False)
 class MIM(GradientAttack):
     """Momentum iterative method: steps along the accumulated, L1-normalized gradient.
@@ -197,11 +202,14 @@ class MIM(GradientAttack):
     direction: Direction = field(default_factory=Momentum)
 
 
+@arguments_of_base
 @dataclass(frozen=True, repr=False)
 class NIM(GradientAttack):
     """Nesterov iterative method: MIM with gradients taken one step of momentum ahead.
 
-    Args: see `GradientAttack`. With `best`, which the paper does not have, a step costs one more forward pass.
+    With `best`, which the paper does not have, a step costs one more forward pass.
+
+    Args: see `GradientAttack`.
 
     References: Lin et al., 2020, https://arxiv.org/abs/1908.06281 (section 3.2; its step is eps / steps, mu = 1.0).
     """

@@ -22,7 +22,7 @@ class IAR(Classifier):
         model: The retrained classifier: K + 1 logits, the last for "adversarial".
         before: The classifier trained on clean images.
         surrogate: The gray-box attacker's.
-        history: By round: loss, accuracy, `val_robust_accuracy` (the worst attack), rho of each attack.
+        history: Numbers by round: loss, accuracy, `val_robust_accuracy` (the worst attack), rho of each attack.
         fired: The round after which the paper's rule held first, from 1, or None.
         report: What was measured.
         out: The folder of the run, or None.

@@ -36,7 +36,7 @@ class Rule:
         fired: Whether every EAT model was above the threshold on every attack.
         cycle: Number of the cycle, from 1.
         share: Share of adversarial images in it.
-        accuracies: By EAT model and attack.
+        accuracies: Accuracies by EAT model and attack.
     """
 
     fired: bool
@@ -51,7 +51,7 @@ class Judge:
 
     Args:
         data: The data set.
-        settings: Of the run.
+        settings: Settings of the run.
         sets: The images of each attack, by attack and split.
         rows: Test images to judge on.
         norms: Norm of each attack, where it is known.
@@ -170,7 +170,7 @@ class Judge:
         """The report of one defense.
 
         Args:
-            outcomes: Of every model.
+            outcomes: Outcomes of every model.
             target: The undefended model.
             rule: What the stop rule said.
             share: Share of adversarial images that the voters were trained at.
@@ -219,7 +219,7 @@ def _report(data: Dataset, outcomes: Sequence[Outcome], **rest) -> Report:
 
 
 def hidden(models: Sequence[str]) -> list[str]:
-    """Of the models of a run: the voters, and EAT models of every cycle but the last."""
+    """Return the models of a run that short tables leave out: voters, and EAT models of all cycles but the last."""
     cycles = {}
     for name in models:
         if found := _CYCLE.fullmatch(name):

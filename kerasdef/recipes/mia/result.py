@@ -58,6 +58,15 @@ class MIA:
 
         return export(self.model, path, to=to, facts={"run": self.report.settings})
 
+    def write(self, out: str | Path | None) -> MIA:
+        """Write the report and both exports into a folder, where there is one, and return the result."""
+        if out is not None:
+            self.out = Path(out)
+            self.files = self.report.save(self.out)
+            self.files["model"] = self.export(self.out / "mia.keras", to="keras")
+            self.files["saved_model"] = self.export(self.out / "saved_model")
+        return self
+
 
 @dataclass
 class MIAEach:
@@ -80,3 +89,13 @@ class MIAEach:
         for name, part in self.parts.items():
             part.export(Path(path) / (name if to == "saved_model" else f"{name}.keras"), to=to)
         return Path(path)
+
+    def write(self, out: str | Path | None) -> MIAEach:
+        """Write the report of all defenses, and report and exports of each into a folder of its own within."""
+        if out is not None:
+            self.out = Path(out)
+            self.files = self.report.save(self.out)
+            for name, part in self.parts.items():
+                part.write(self.out / name)
+                self.files |= {f"{name}/{kind}": part.files[kind] for kind in ("model", "saved_model")}
+        return self

@@ -50,8 +50,8 @@ class AdversarialSet:
         distance: L2 distance to the clean image, shape (n,).
         radius: Radius of each row, shape (n,), or None.
         asked: Images that were to be attacked.
-        wrong: Of these, left out because the target gets them wrong anyway.
-        unmoved: Of these, left out because the attack changed nothing.
+        wrong: How many of these were left out because the target gets them wrong anyway.
+        unmoved: How many of these were left out because the attack changed nothing.
     """
 
     x: np.ndarray

@@ -70,13 +70,13 @@ def train(data: str | Dataset | tuple | Path = MIASettings.data, **settings) -> 
     pieces = Store(s.out, run.record(), judging=JUDGING)
     target = run.target(pieces)
     if not s.per_attack:
-        return _write(run.defense(pieces, target, tuple(attacks), ""), s.out)
+        return run.defense(pieces, target, tuple(attacks), "").write(s.out)
     own = {name: pieces.branch() for name in attacks}
     parts = {name: run.defense(own[name], target, (name,), f"{name}/") for name in attacks}
     for part in own.values():
         pieces.times |= part.times
     report = joint_report(dataset, parts, settings=run.record(), seed=s.seed, phases=pieces.seconds)
-    return _write_each(MIAEach(parts, report), s.out)
+    return MIAEach(parts, report).write(s.out)
 
 
 def _builder(name: str, network: str | Callable) -> Callable:
@@ -258,26 +258,3 @@ class _Run:
         clean = models.predict_logits(model, d.x_valid[rows]).argmax(axis=1) == d.y_valid[rows]
         found = models.predict_logits(model, against.x).argmax(axis=1) == self.k
         return float(np.mean(np.concatenate([clean, found])))
-
-
-def _write(result: MIA, out: str | Path | None) -> MIA:
-    """Write report and exports, where there is a folder."""
-    if out is None:
-        return result
-    result.out = Path(out)
-    result.files = result.report.save(out)
-    result.files["model"] = result.export(Path(out) / "mia.keras", to="keras")
-    result.files["saved_model"] = result.export(Path(out) / "saved_model")
-    return result
-
-
-def _write_each(result: MIAEach, out: str | Path | None) -> MIAEach:
-    """Write the report of all defenses; reports and exports of each into its folder."""
-    if out is None:
-        return result
-    result.out = Path(out)
-    result.files = result.report.save(out)
-    for name, part in result.parts.items():
-        _write(part, result.out / name)
-        result.files |= {f"{name}/{kind}": part.files[kind] for kind in ("model", "saved_model")}
-    return result

@@ -31,12 +31,12 @@ def plan(name: str, data: Dataset, *, n: int, eps: float, norm: norms.Norm | str
     """Attacks on the classifier itself, each a piece that is kept.
 
     Args:
-        name: Of the classifier.
+        name: Name of the classifier.
         data: The data set.
         n: Most test images, the classes in proportion.
         eps: Radius.
         norm: A norm or its name.
-        seed: Of the attacks.
+        seed: Seed of the attacks.
         autoattack: Whether AutoAttack is one of them.
     """
     attacks = attacks_of(eps, norm, data.bounds)
@@ -72,10 +72,10 @@ def report(
         planned: How it was judged.
         found: What came of that.
         model: The classifier, which says what it sees in the examples.
-        costs: Of training, by name.
+        costs: What training cost, by name.
         eps: Radius of the attacks.
         norm: Norm of the attacks.
-        seed: Of the run.
+        seed: Seed of the run.
         notes: More of them.
         **rest: As `Report` takes it.
     """
