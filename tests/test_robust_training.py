@@ -355,7 +355,6 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_as_one_of_the_same_seed_tha
     assert not (tmp_path / "run" / "report.json").exists()
     watch = Watch()
     again = kerasdef.train_trades(data, **settings(out=tmp_path / "run", steps=3, callbacks=[watch]))
-    assert watch.epochs == 1
     assert same(weights(again.model), weights(result.model))
     assert again.report == result.report
     assert again.history == result.history
