@@ -163,11 +163,16 @@ def test_autoattack_runs_on_a_vote(vote):
 
 
 def test_a_callable_gets_black_box_attacks_only(victim, data):
+    asked = []
+
     def serve(images):
+        asked.append(len(images))
         return models.predict_logits(victim, np.asarray(images, dtype="float32"))
 
     found = run(serve, "digits", "square", eps=0.1, n=40, settings={"queries": 60}, progress=False)
     assert 0 < found.result.evaluations.max() <= 60
+    assert sum(asked) <= found.result.evaluations.sum() + 2 * 40  # the report's own questions, of which it tells
+    assert "two queries are not in the attack's budget" in " ".join(found.report.notes)
     with pytest.raises(ValueError, match=r"black-box attack .*square.*Received: attack='pgd'"):
         run(serve, "digits", "pgd", eps=0.1)
 

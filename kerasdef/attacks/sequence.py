@@ -131,6 +131,6 @@ def run(
 
 def _block(attack: Attack, model, x, y, index: np.ndarray, options: tuple) -> Piece:
     """What an attack finds on some of the samples, as a piece."""
-    result = attack.rows(index, len(x))._result(model, x[index], y[index], *options)
+    result = attack.rows(index, len(x))._result(model, model.rows(x, index), y[index], *options)
     arrays = {"success": result.success, "x_adv": result.x_adv[result.success], "evaluations": result.evaluations}
     return arrays, {}

@@ -48,6 +48,7 @@ class BlackBox(Victim):
         self.kind: str | None = None
         self.classes = 2
         self.asked: tuple[np.ndarray, np.ndarray] | None = None  # clean inputs and their logits
+        self.whole: tuple[np.ndarray, np.ndarray] | None = None  # the array that the clean inputs are rows of
         self.result: tuple[np.ndarray, np.ndarray] | None = None  # what an attack returned, and where it succeeded
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -70,6 +71,15 @@ class BlackBox(Victim):
         factor = (self.bounds[1] - self.bounds[0]) / (bounds[1] - bounds[0])
         other.map = factor, self.bounds[0] - factor * bounds[0]
         return other
+
+    def rows(self, x: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Some rows of an array; if it has answered for the array, they are not asked for again."""
+        part = x[index]
+        if self.asked is not None and self.asked[0] is x:
+            self.whole = self.asked
+        if self.whole is not None and self.whole[0] is x:
+            self.asked = part, self.whole[1][index]
+        return part
 
     def facts(self) -> dict:
         """The function, and the map onto its range."""

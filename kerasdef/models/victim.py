@@ -80,6 +80,10 @@ class Victim(ABC):
     def facing(self, bounds: tuple[float, float]) -> Victim:
         """This victim for data in a range: it maps them onto the range that the model takes."""
 
+    def rows(self, x: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Some rows of an array; what is known of the array stays known of them."""
+        return x[index]
+
     @abstractmethod
     def facts(self) -> dict:
         """What tells this victim from others: the model and how data are mapped onto its range."""

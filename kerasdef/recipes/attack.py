@@ -245,6 +245,11 @@ def _notes(loaded: Loaded, dataset: Dataset) -> list[str]:
     if is_resplit(dataset, loaded):
         held = loaded.settings["test_size"]
         notes = [f"The images are of the {held:.0%} of the data set that the model's run held out for testing."]
+    if not isinstance(loaded.defense.surface()[0], keras.Model):
+        notes.append(
+            "The report itself asked the model once for each clean image and once for each image that the attack "
+            "returned. These two queries are not in the attack's budget."
+        )
     return notes
 
 
