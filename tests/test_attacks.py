@@ -62,7 +62,7 @@ SMALL = {  # settings that make a check quick, and those that have no default
     FMN: {"steps": 10},
     APGD: {"steps": 8},
     **{c: {"steps": 8} for c in (BIM, MIM, NIM, PGD, GradientAttack, DeepFool)},
-    AutoAttack: {"version": "custom", "parts": ("square",)},  # its other parts keep it themselves
+    AutoAttack: {"version": "custom", "parts": ("apgd-ce",)},
     Square: {"queries": 30},
     NES: {"pairs": 4, "queries": 30},
     SPSA: {"pairs": 4, "queries": 30},

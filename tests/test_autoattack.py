@@ -16,6 +16,7 @@ from kerasdef.testing import LinearOracle, check_attack
 from kerasdef.training import AdversarialTraining
 
 EPS = 0.15
+N = 60  # images of a whole evaluation
 QUICK = ("apgd-ce", "apgd-t")
 
 
@@ -36,15 +37,15 @@ def robust(digits):
     trainer = AdversarialTraining(model, PGD(eps=EPS, steps=5), seed=1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer.compile(keras.optimizers.Adam(3e-3), loss)
-    trainer.fit(x, y, batch_size=50, epochs=8, shuffle=False, verbose=0)
+    trainer.fit(x, y, batch_size=50, epochs=6, shuffle=False, verbose=0)
     return model
 
 
 @pytest.fixture(scope="module")
 def standard(robust, digits):
-    """The standard evaluation of the robust model on 150 images."""
+    """The standard evaluation of the robust model on N images."""
     _, _, x, y = digits
-    return AutoAttack(eps=EPS).run(robust, x[:150], y[:150], progress=False)
+    return AutoAttack(eps=EPS).run(robust, x[:N], y[:N], progress=False)
 
 
 def left(model, x_adv, y):
@@ -88,7 +89,7 @@ def test_plus_rand_and_l1_differ_as_published():
 @pytest.mark.slow
 def test_it_leaves_no_more_than_its_parts_and_no_more_than_apgd_and_pgd_with_20_restarts(robust, digits, standard):
     _, _, x, y = digits
-    x, y = x[:150], y[:150]
+    x, y = x[:N], y[:N]
     assert 0.2 < standard.robust_accuracy < standard.clean_accuracy  # a model that is neither lost nor untouched
     rivals = dict(AutoAttack(eps=EPS).attacks())
     rivals["pgd"] = Restarts(PGD(eps=EPS, steps=40), 20)
@@ -103,7 +104,7 @@ def test_it_leaves_no_more_than_its_parts_and_no_more_than_apgd_and_pgd_with_20_
 
 def test_the_numbers_are_those_of_the_images_it_returns(robust, digits, standard):
     _, _, x, y = digits
-    x, y = x[:150], y[:150]
+    x, y = x[:N], y[:N]
     stands = left(robust, standard.x_adv, y)
     np.testing.assert_array_equal(stands, standard.broken_by == STANDS)
     np.testing.assert_array_equal(standard.success, ~stands)
@@ -135,14 +136,14 @@ def test_on_a_linear_model_it_breaks_exactly_what_can_be_broken():
 def test_every_sample_may_have_a_radius_of_its_own_also_where_some_are_wrong_or_fall_early():
     rng = np.random.default_rng(2)
     oracle = LinearOracle(rng.normal(size=(10, 5)))
-    x = rng.uniform(0.2, 0.8, (30, 10)).astype("float32")
+    x = rng.uniform(0.2, 0.8, (16, 10)).astype("float32")
     y = oracle.logits(x).argmax(axis=1)
     y[3] = (y[3] + 1) % 5
-    eps = rng.uniform(0.01, 0.2, 30).astype("float32")
-    attack = AutoAttack(eps=eps, version="custom", parts=("apgd-ce", "fab-t", "square"))
+    eps = rng.uniform(0.01, 0.2, 16).astype("float32")
+    attack = AutoAttack(eps=eps, version="custom", parts=("apgd-ce", "fab-t"))
     found = attack.run(oracle.model(), x, y, progress=False)
     assert np.all(np.abs(found.x_adv - x).max(axis=1) <= eps + 1e-6)  # float32
-    best = np.array([oracle.largest_margin(x[i : i + 1], y[i : i + 1], float(eps[i]))[0] for i in range(30)])
+    best = np.array([oracle.largest_margin(x[i : i + 1], y[i : i + 1], float(eps[i]))[0] for i in range(16)])
     clear = np.abs(best) > 1e-3
     np.testing.assert_array_equal(found.success[clear], best[clear] > 0)
     assert 0 < np.mean(found.success) < 1
@@ -240,8 +241,8 @@ def test_rand_breaks_a_random_model_that_hides_its_gradients(digits, digits_mode
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_result(robust, digits, tmp_path, monkeypatch):
     _, _, x, y = digits
-    x, y = x[:120], y[:120]
-    monkeypatch.setattr(sequence, "BLOCK", 40)
+    x, y = x[:48], y[:48]
+    monkeypatch.setattr(sequence, "BLOCK", 16)
     attack = AutoAttack(eps=EPS, version="custom", parts=("apgd-ce", "fab-t"))
     whole = attack.run(robust, x, y, progress=False, out=tmp_path / "whole")
     blocks = sorted((tmp_path / "whole" / "pieces").glob("*.npz"))

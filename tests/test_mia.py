@@ -17,6 +17,7 @@ from kerasdef import defenses, models
 from kerasdef.attacks import FGSM, GMA
 from kerasdef.datasets import as_dataset
 from kerasdef.defenses import bootstrap_indices
+from kerasdef.recipes.mia import report
 from kerasdef.runs.seeds import derive
 from kerasdef.runs.store import Store, restore, weights_piece
 from kerasdef.training import adversarial_count
@@ -95,6 +96,11 @@ def quick(**changes):
     return settings(**few) | changes
 
 
+def quickest(**changes):
+    """Settings where only the stop rule matters: one attack makes the sets."""
+    return quick(attacks={"fgsm": FGSM(eps=0.2)}) | changes
+
+
 def contents(folder):
     """Bytes and time of change of every file."""
     return {
@@ -102,6 +108,13 @@ def contents(folder):
         for p in sorted(folder.rglob("*"))
         if p.is_file()
     }
+
+
+@pytest.fixture
+def lean(monkeypatch):
+    """Runs that are about training: one adaptive attack judges the vote."""
+    attacks = report.Judge.adaptive_attacks
+    monkeypatch.setattr(report.Judge, "adaptive_attacks", lambda self, n: {"pgd": attacks(self, n)["pgd"]})
 
 
 @pytest.fixture(scope="module")
@@ -255,16 +268,20 @@ def test_each_voter_trains_on_its_bootstrap(run):
 # -- the stop rule ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("lean")
 def test_a_threshold_of_one_never_fires_and_the_report_says_so(data):
-    result = recipe.train(data, **quick(threshold=1.0, members=(named,)))  # three voters of one name
+    result = recipe.train(
+        data, **quickest(threshold=1.0, members=(named,), shares=SHARES[:1])
+    )  # three voters of one name
     assert len(result.members) == 3
-    assert (result.fired, result.share) == (False, SHARES[-1])
+    assert (result.fired, result.share) == (False, SHARES[0])
     assert "The stop rule did not fire at any share." in result.report.flags
 
 
+@pytest.mark.usefixtures("lean")
 def test_a_threshold_of_zero_fires_in_the_first_cycle_and_stop_ends_there(data):
     watch = Watch()
-    result = recipe.train(data, **quick(threshold=0.0, stop=True, callbacks=[watch]))
+    result = recipe.train(data, **quickest(threshold=0.0, stop=True, callbacks=[watch]))
     assert (result.fired, result.share) == (True, SHARES[0])
     assert "eat1/cycle1" in result.history
     assert "eat1/cycle2" not in result.history
@@ -272,6 +289,7 @@ def test_a_threshold_of_zero_fires_in_the_first_cycle_and_stop_ends_there(data):
     assert not result.report.flags
 
 
+@pytest.mark.usefixtures("lean")
 def test_voters_go_on_from_the_cycle_in_which_the_rule_fired_though_later_ones_were_trained(data, monkeypatch):
     real, before, after, shares = recipe.fit, {}, {}, {}
 
@@ -284,7 +302,7 @@ def test_voters_go_on_from_the_cycle_in_which_the_rule_fired_though_later_ones_w
         return history
 
     monkeypatch.setattr(recipe, "fit", fit)
-    result = recipe.train(data, **quick(threshold=0.0))
+    result = recipe.train(data, **quickest(threshold=0.0))
     assert (result.fired, result.share) == (True, SHARES[0])
     assert "eat1/cycle2 (40% adversarial)" in after
     for voter, role in (("voter1", "eat1"), ("voter2", "eat2"), ("voter3", "eat1")):
@@ -305,6 +323,7 @@ def test_a_share_of_ones_own_wins_over_the_rule(data):
 # -- the same again -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a run that was killed ends with the same report, too: below
 def test_a_second_run_of_the_same_seed_gives_the_same_report(run, data):
     again = recipe.train(data, **settings())
     assert again.report.results() == run[0].report.results()
