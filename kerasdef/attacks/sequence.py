@@ -100,6 +100,8 @@ def run(
     spent = np.zeros(len(x), dtype="int64")
     wrong = first._success(model, x, y)
     broken_by = np.where(wrong, WRONG, STANDS)
+    if model.access != "gradients":
+        spent[wrong] = 1  # the look at the clean input
     rows = []
     for i, (name, attack) in enumerate(parts.items()):
         standing = np.flatnonzero(broken_by == STANDS)
