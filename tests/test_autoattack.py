@@ -320,6 +320,9 @@ def test_zero_gradients_are_flagged():
     attack = AutoAttack(eps=0.01, version="custom", parts=("apgd-ce",))
     with pytest.warns(UserWarning, match="exactly zero"):
         assert "zero_gradients" in attack.run(model, x, y, progress=False).flags
+    for other in (attack, APGD(eps=0.01, steps=3)):  # a call has no flags to give back, and so says it
+        with pytest.warns(UserWarning, match="exactly zero"):
+            other(model, x, y, progress=False)
 
 
 def test_outputs_that_are_probabilities_and_random_models_are_flagged():

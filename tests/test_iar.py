@@ -666,5 +666,5 @@ def test_a_file_that_is_moved_says_whether_the_eleventh_label_rejects(data, run,
 def test_a_run_folder_is_attacked_as_its_report_says(run):
     found = load_model(run[1])
     assert (found.defense.classes, found.defense.reject, found.defense.surface()[1]) == (10, None, Misclassify())
-    attacked = kerasdef.attack(run[1], "digits", PGD(eps=0.3, steps=2), n=20, show=False).report
+    attacked = kerasdef.attack(run[1], "digits", PGD(eps=0.3, steps=2), n=20, progress=False).report
     assert attacked.rejects(attacked.main) is run[0].report.rejects("after") is None

@@ -822,7 +822,7 @@ def test_each_option_of_a_method_arrives(monkeypatch, command, digits, tmp_path)
         given.update(kwargs, method=method, data=data)
         return Table
 
-    monkeypatch.setattr("kerasdef.recipes.robust.train", train)
+    monkeypatch.setattr("kerasdef.recipes.robust.training.train", train)
     words = (
         f"--dataset {own} --network cnn11 --eps 8/255 --norm l2 --epochs 3 --batch-size 16 --learning-rate 0.01 "
         "--weight-decay 0.1 --no-average --augment --precision bfloat16 --valid-size 0.1 --n-train 99 --n-test 9 "

@@ -167,7 +167,8 @@ def test_restarts_of_a_minimal_attack_keep_the_smallest_change():
     oracle = LinearOracle(rng.normal(size=(6, 3)))
     x = rng.uniform(-1, 1, (10, 6)).astype("float32")
     y = oracle.logits(x).argmax(axis=1)
-    attacks = [dataclasses.replace(CW, bounds=(-9.0, 9.0), initial_c=c, binary_search_steps=1) for c in (0.2, 0.5, 2.0)]
+    one = dataclasses.replace(CW, bounds=(-9.0, 9.0), binary_search_steps=1)
+    attacks = [dataclasses.replace(one, initial_c=c / 18**2) for c in (0.2, 0.5, 2.0)]  # lengths are in spans of 18
     found = [quiet(a, oracle.model(), x, y) for a in attacks]
     sizes = np.where([wrong(oracle.model(), z, y) for z in found], [size(L2(), z - x) for z in found], np.inf)
     assert len(set(sizes.argmin(axis=0))) > 1  # no attack is the best everywhere

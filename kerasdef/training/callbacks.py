@@ -94,9 +94,9 @@ class RobustValidation(keras.callbacks.Callback):
         victim = models.Victim.of(_classifier(self.model), shape=self.x.shape[1:]).facing(attack.bounds)
         self.spots = signs.blind_spots(victim, self.x, self.y, attack.goal)
         self._say(self.spots.keys() - {"low_accuracy"})  # while training goes on the accuracy is expected to grow
-        options = {"batch_size": self.batch_size, "seed": self.seed, "progress": False}
-        for name, attack in self.attacks.items():
-            found = attack.run(_classifier(self.model), self.x, self.y, **options)
+        for name, attack in self.attacks.items():  # not `run`, which would say again in every epoch what was said above
+            prepared = attack._prepare(_classifier(self.model), self.x, self.y)
+            found = attack._result(*prepared, self.batch_size, self.seed, False)
             logs[name] = float(1 - np.mean(found.success))
 
     def on_train_end(self, logs=None):
