@@ -8,7 +8,6 @@ from keras import ops
 
 from kerasdef.attacks import CarliniWagner
 
-
 WEAK = pytest.mark.xfail(
     strict=True, reason="from a first c of 0.001, three searches of 100 steps leave 68 % where foolbox leaves 7 %"
 )
