@@ -90,7 +90,8 @@ def test_the_range_of_a_model_inside_another_counts(kind):
 
 
 def test_a_model_that_does_not_tell_its_range_takes_the_bounds_of_the_attack():
-    AdversarialTraining(network("unit"), FGSM(eps=EPS, bounds=(-1, 1)))
+    trainer = AdversarialTraining(network("unit"), FGSM(eps=EPS, bounds=(-1, 1)))
+    assert trainer.attack.bounds == (-1, 1)
 
 
 def test_recipes_train_a_softmax_inside_another_model_on_probabilities_not_on_logits(digits):

@@ -9,7 +9,6 @@ from kerasdef.models.victim import Victim as Victim
 from kerasdef.models.victim import WhiteBox as WhiteBox
 from kerasdef.models.victim import predict_logits as predict_logits
 from kerasdef.models.views import Untracked as Untracked
-from kerasdef.models.views import architecture as architecture
 from kerasdef.models.views import as_logits as as_logits
 from kerasdef.models.views import gives_logits as gives_logits
 from kerasdef.models.views import has_batch_norm as has_batch_norm

@@ -185,21 +185,6 @@ def as_logits(model: keras.Model) -> keras.Model:
     return model
 
 
-def architecture(model: keras.Model) -> list:
-    """Kinds, plain settings and weight shapes of all layers, without names and seeds, which Keras may choose."""
-    found = []
-    for layer in model.layers:
-        try:
-            config = layer.get_config()
-        except NotImplementedError:  # a layer of the user's that does not say how it was made
-            config = {}
-        config = {k: v for k, v in config.items() if k not in ("name", "seed")}
-        plain = {k: v for k, v in config.items() if isinstance(v, str | int | float | tuple)}
-        inner = architecture(layer) if isinstance(layer, keras.Model) else []
-        found.append((type(layer).__name__, plain, [tuple(w.shape) for w in layer.weights], inner))
-    return found
-
-
 def has_batch_norm(model: keras.Model) -> bool:
     """Whether a layer of the model, or of a model inside it, is a BatchNormalization."""
     inner = (layer for layer in model.layers if isinstance(layer, keras.Model))
