@@ -13,7 +13,7 @@ try:
 except ImportError:  # Windows: files are whole there as well, but two processes may do the same work
     fcntl = None
 
-LOCK = ".lock"  # in the folder; it stays there, and says nothing where no process holds it
+LOCK = "run.lock"  # in the folder; it stays there, and says nothing where no process holds it
 _HELD: weakref.WeakValueDictionary[Path, Lock] = weakref.WeakValueDictionary()
 _TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 
