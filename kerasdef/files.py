@@ -19,6 +19,7 @@ PART = ".part"  # in the name of what is half written
 _ABANDONED = 3600.0  # seconds after which a half-written file is taken for that of a process that was killed
 _TRIES = 10  # a folder is put in place by two renames, between which another process may put its own
 _UNWRITTEN = "ENOSPC EDQUOT EFBIG EROFS EIO EMFILE ENFILE EACCES EPERM ENOTDIR EEXIST EISDIR ENOENT ENAMETOOLONG"
+_FASTER = {errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST}  # of a folder that another process has put or taken away
 _CODES = {getattr(errno, name) for name in _UNWRITTEN.split() if hasattr(errno, name)}
 
 
@@ -67,7 +68,9 @@ def naming(path: Path) -> Iterator[None]:
         other = error.filename is not None and PART not in str(error.filename)
         if error.errno not in _CODES or other:
             raise
-        raise OSError(error.errno, f"{os.strerror(error.errno)}, so it could not be written", str(path)) from error
+        raise OSError(
+            error.errno, f"{error.strerror or os.strerror(error.errno)}, so it could not be written", str(path)
+        ) from error
 
 
 def remove(path: Path) -> None:
@@ -92,8 +95,8 @@ def _put(part: Path, path: Path) -> None:
                 os.replace(path, old)
             os.replace(part, path)
             return
-        except OSError:  # another process was faster, or the disk refuses
-            if not left or not path.is_dir():
+        except OSError as error:
+            if not left or error.errno not in _FASTER:
                 raise
         finally:
             remove(old)

@@ -1,4 +1,4 @@
-"""Faults: outputs that would destroy something, two processes, damaged files, kills at any moment, disks that are full."""
+"""Faults: outputs that would destroy something, two processes, damaged files, kills at any moment, full disks."""
 
 import contextlib
 import json
@@ -20,7 +20,6 @@ from keras import layers
 
 from kerasdef import models
 from kerasdef.attacks import APGD, FAB, PGD, HopSkipJump, Restarts, Square, sequence
-from kerasdef.datasets import Mixture
 from kerasdef.evaluation import Outcome
 from kerasdef.files import write_text, write_whole
 from kerasdef.models.export import export, export_run
@@ -30,7 +29,7 @@ from kerasdef.runs import keeping
 from kerasdef.runs.cost import Cost
 from kerasdef.runs.pieces import Damaged, read_piece, write_piece
 from kerasdef.runs.store import RUN, Store
-from kerasdef.training import AdversarialTraining, Resume
+from kerasdef.training import AdversarialTraining, Mixture, Resume
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 
@@ -303,12 +302,10 @@ class KillAt(keras.callbacks.Callback):
             raise Kill
 
 
-def train(path, digits, *extra, dropout=0.3, epochs=3):
+def train(path, digits, *extra, epochs=3):
     """A trainer with random parts, metrics and an averaged optimizer; returns what a training leaves."""
     keras.utils.set_random_seed(1)
-    net = keras.Sequential(
-        [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dropout(dropout, seed=2), layers.Dense(10)]
-    )
+    net = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dropout(0.3, seed=2), layers.Dense(10)])
     trainer = AdversarialTraining(net, PGD(eps=0.1, steps=2))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer.compile(keras.optimizers.Adam(0.01, use_ema=True), loss, metrics=["accuracy"], jit_compile=False)
@@ -516,7 +513,9 @@ def test_a_small_file_system_and_one_that_is_read_only(tmp_path):
         with pytest.raises(OSError, match=r"No space left on device, so it could not be written: '.*large\.npz'"):
             store.get("large", lambda: (big, {}), phase="p")
         store.get("small", lambda: pytest.fail("made again"), phase="p")
+        del store  # a file that is open for writing keeps a disk writable
         subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        store = Store(place / "run", {})
         with pytest.raises(OSError, match=r"Read-only file system, so it could not be written: '.*other\.npz'"):
             store.get("other", lambda: ({}, {}), phase="p")
         with pytest.raises(ValueError, match=r"`out` must be a folder that can be written to. .*Read-only"):
@@ -532,7 +531,7 @@ def test_folders_that_cannot_be_made_are_refused_before_work(tmp_path, refused):
     for place in ("/proc/x", tmp_path / "notes.txt", tmp_path / "notes.txt" / "x"):
         for words in (
             ("attack", tmp_path / "m.keras", "--attack", "fgsm", "--eps", "0.1", "--n", "20"),
-            ("train", "fast", "--n-train", "100", "--epochs", "1"),
+            ("train", "fast", "--n-train", "300", "--epochs", "1"),
         ):
             said = refused(*words, "--out", place)
             assert "`out` must be a folder" in said
@@ -542,7 +541,7 @@ def test_folders_that_cannot_be_made_are_refused_before_work(tmp_path, refused):
 
 def test_errors_of_the_network_and_of_other_files_keep_their_names(tmp_path):
     def missing(part):
-        open(tmp_path / "other.txt")
+        (tmp_path / "other.txt").read_text()
 
     with pytest.raises(FileNotFoundError, match=r"other\.txt"):
         write_whole(tmp_path / "x.npz", missing)
@@ -550,7 +549,7 @@ def test_errors_of_the_network_and_of_other_files_keep_their_names(tmp_path):
     def away(part):
         raise ConnectionResetError(104, "Connection reset by peer")
 
-    with pytest.raises(ConnectionResetError, match="reset by peer$"):
+    with pytest.raises(ConnectionResetError, match=r"reset by peer$"):
         write_whole(tmp_path / "x.npz", away)
     (tmp_path / "real.txt").write_text("one")
     (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
@@ -630,9 +629,7 @@ def test_with_few_open_files_a_command_works_or_ends_with_one_line(tmp_path):
     assert len(lines) == (done.returncode == 2)
 
 
-def test_a_victim_of_ones_own_is_asked_the_same_when_it_goes_on(
-    digits, digits_model, tmp_path, monkeypatch, every_step
-):
+def test_a_callable_is_asked_the_same_when_a_run_goes_on(digits, digits_model, tmp_path, monkeypatch, every_step):
     """A callable is told apart by what it does; queries that were spent before a kill count once."""
     x, y = digits[2][:20], digits[3][:20]
 

@@ -6,6 +6,8 @@ second process that runs Keras on TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +16,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import keras
@@ -122,6 +124,17 @@ def _write_saved_model(model: keras.Model, path: Path, bounds: tuple[float, floa
         [tf.TensorSpec((None, *shape), tf.uint8, name="images")],
     )
     archive.write_out(str(path), verbose=False)
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Turn what TensorFlow raises where it cannot write into the error that Python raises there."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("tensorflow."):
+            raise
+        raise OSError(errno.EIO, f"TensorFlow met a {type(error).__name__}") from error
 
 
 def _serve(path: Path, signature: str, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -284,7 +297,8 @@ def export(
             _compare(_outputs(read_keras(part), floats), wanted, "The .keras file")
             return
         write_saved_model = _write_saved_model if backend.NAME == "tensorflow" else _write_elsewhere
-        write_saved_model(model, part, bounds)
+        with _disk_errors():
+            write_saved_model(model, part, bounds)
         (part / FACTS).parent.mkdir()
         (part / FACTS).write_text(json.dumps(noted), encoding="utf-8")
         _compare(_serve(part, "serving_default", floats), wanted, "The SavedModel")

@@ -30,11 +30,12 @@ class Pace:
     """Says when to write a state: often where that is quick.
 
     Args:
-        seconds: Seconds between two states, at least.
+        seconds: Seconds between two states, at least; None takes `SECONDS`.
     """
 
-    def __init__(self, seconds: float = SECONDS):
-        self.seconds, self.cost, self.last = seconds, 0.0, time.monotonic()
+    def __init__(self, seconds: float | None = None):
+        self.seconds = SECONDS if seconds is None else seconds
+        self.cost, self.last = 0.0, time.monotonic()
 
     def due(self) -> bool:
         """Whether it is time to write."""

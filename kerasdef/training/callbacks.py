@@ -335,7 +335,7 @@ class Resume(keras.callbacks.Callback):
             self.model.train_function, self.real = self.real, None
             if hasattr(self.model, "jax_state_sync"):
                 self.model.jax_state_sync()
-            self._read()
+            self._read(within=True)
 
     def on_epoch_end(self, epoch, logs=None):
         """Find out where the data has fewer batches than that of the training that was killed."""
@@ -355,8 +355,8 @@ class Resume(keras.callbacks.Callback):
             next(arguments[-1])
         return {} if len(arguments) == 1 else ({}, arguments[0])  # JAX passes its state
 
-    def _read(self) -> dict | None:
-        """Take the state up, as far as it is not of the epoch."""
+    def _read(self, *, within: bool = False) -> dict | None:
+        """Take the state up; with what the metrics have seen of an epoch where training goes on within it."""
         found = read_state(self.path, self.model, of=self.said)
         if found is None:
             return None
@@ -364,12 +364,16 @@ class Resume(keras.callbacks.Callback):
         for i, other in enumerate(self.others):
             own = {k.split("/", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{i}/")}
             _give_back(other, state["others"][i] | own)
+        if within:
+            for i, variable in enumerate(self.model.metrics_variables):
+                variable.assign(arrays[f"metric/{i}"])
         return state
 
     def _write(self, steps: int) -> None:
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
-        arrays = {}
+        measured = self.model.metrics_variables if steps else ()
+        arrays = {f"metric/{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(measured)}
         plain = []
         for i, other in enumerate(self.others):
             state = _state(other)
