@@ -44,9 +44,9 @@ def _options(
 
 
 def main() -> None:
-    """Run the command; a wrong value is one line on stderr and exit status 2."""
+    """Run the command; a wrong value, or a disk that does not take a file, is one line on stderr and exit status 2."""
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

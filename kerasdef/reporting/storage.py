@@ -17,6 +17,7 @@ from kerasdef.reporting.html import page
 from kerasdef.reporting.results import Results
 from kerasdef.reporting.sections import Section
 from kerasdef.reporting.values import plain
+from kerasdef.runs import places
 
 SCHEMA = 2
 _KEPT = ("classes", "main", "hidden", "bounds", "reject", "rejecting", "class_names", "settings", "seed", "dataset")
@@ -33,15 +34,19 @@ def write(results: Results, folder: Path, figures: Mapping[str, tuple[str, bytes
 
     Returns:
         The path of each file by its name; figures by "figures/NAME".
+
+    Raises:
+        ValueError: The folder holds something else than an earlier report of the same run.
     """
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     arrays = _npz(results)
+    record = _json(results, hashlib.sha256(arrays).hexdigest())
+    places.of_report(folder, json.loads(record))
     contents = {f"figures/{name}.png": data for name, (_, data) in figures.items()}
     contents |= {_figure(s.name): s.png() for s in results.sections if s.figure is not None}
     contents["outcomes.npz"] = arrays
     contents["report.csv"] = results.frame().to_csv(index=False, lineterminator="\n").encode()
     contents["report.html"] = page(results, figures).encode()
-    contents["report.json"] = _json(results, hashlib.sha256(arrays).hexdigest()).encode()
+    contents["report.json"] = record.encode()
     ours = {f"figures/{name}.png" for name in NAMES}
     ours |= {f"figures/{path.name}" for path in (folder / "figures").glob("section_*.png")}
     for stale in ours - contents.keys():  # of an earlier report in this folder
