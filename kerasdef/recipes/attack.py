@@ -29,6 +29,7 @@ from kerasdef.reporting import Report, Section
 from kerasdef.reporting.words import distance, label
 from kerasdef.runs.store import Store
 from kerasdef.settings import takes
+from kerasdef.texts import cell
 
 _SHOWN = 8  # adversarial images in the report
 
@@ -257,7 +258,7 @@ def _save(run: AttackRun, y: np.ndarray, out: Path) -> dict[str, Path]:
     result = run.result
     files = {"examples": out / "examples.npz", "attack table": out / "attack.csv", "result": out / "attack.json"}
     np.savez_compressed(files["examples"], x_adv=result.x_adv, y=y, success=result.success, broken_by=result.broken_by)
-    run.table().to_csv(files["attack table"], index=False)
+    run.table().map(cell).to_csv(files["attack table"], index=False)
     outcome = run.report.outcomes[-1]
     record = {
         "clean_accuracy": run.clean_accuracy,

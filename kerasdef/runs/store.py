@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from kerasdef.archives import open_npz
 from kerasdef.files import digest, identity, refuse_unknown, remove, write_whole
 
 RUN = "run.json"  # settings of a run, in its folder
@@ -142,7 +143,7 @@ def write_piece(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping) -> 
 
 def read_piece(path: Path) -> Piece:
     """Read what `write_piece` wrote."""
-    with np.load(path, allow_pickle=False) as file:
+    with open_npz(path) as file:
         return {k: file[k] for k in file.files if k != _META}, json.loads(str(file[_META]))
 
 
