@@ -17,6 +17,8 @@ from PIL import Image
 from kerasdef import archives
 from kerasdef.datasets import load, readers
 from kerasdef.evaluation import Outcome
+from kerasdef.models.export import facts_of
+from kerasdef.models.loading import read_keras
 from kerasdef.reporting import Report, Section
 from kerasdef.runs.store import read_piece
 from kerasdef.texts import cell, shown
@@ -177,6 +179,13 @@ def test_an_archive_of_images_that_unpacks_to_far_more_is_refused(tmp_path, smal
     train = archive(tmp_path / "a.zip", {"large": b"\0" * 10**6})
     with pytest.raises(ValueError, match=r"a\.zip unpacks to"):
         readers.read_gtsrb(train, train, train)
+
+
+def test_a_model_that_unpacks_to_far_more_is_refused(tmp_path, small_limit):
+    path = archive(tmp_path / "a.keras", {"config.json": "{}", "metadata.json": " " * 10**6})
+    for read in (read_keras, facts_of):
+        with pytest.raises(ValueError, match=r"a\.keras unpacks to"):
+            read(path)
 
 
 # Files of a report
