@@ -121,8 +121,3 @@ def first_examples(x: np.ndarray, y: np.ndarray, attacks: Mapping[str, np.ndarra
     made = {name: x_adv[rows] for name, x_adv in attacks.items()}
     predicted = {name: models.predict_logits(model, x_adv).argmax(axis=1) for name, x_adv in made.items()}
     return {"images": x[rows], "attacks": made, "labels": y[rows], "predicted": predicted}
-
-
-def l2_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """L2 distance of each pair of images, shape (n,)."""
-    return np.sqrt(np.sum((a - b).reshape(len(a), -1) ** 2, axis=1, dtype="float64"))
