@@ -14,6 +14,7 @@ import typer
 from kerasdef._version import __version__
 from kerasdef.cli import attack, export, report, train
 from kerasdef.cli import list as lists
+from kerasdef.texts import shown
 
 app = typer.Typer(
     help="Adversarial robustness for Keras: train, judge and ship defended classifiers.",
@@ -48,5 +49,6 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        print(f"Error: {shown(text)}", file=sys.stderr)
         sys.exit(2)

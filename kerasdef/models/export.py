@@ -22,6 +22,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, models
+from kerasdef.archives import check_zip
 from kerasdef.files import write_whole
 from kerasdef.models.bounds import UNIT, float_input, from_pixels, input_bounds
 from kerasdef.models.loading import read_keras
@@ -196,6 +197,7 @@ def facts_of(path: str | Path) -> dict:
     path = Path(path)
     if path.suffix == ".keras" and path.is_file():
         with zipfile.ZipFile(path) as file:
+            check_zip(file)
             return json.loads(file.read(KERAS_FACTS)) if KERAS_FACTS in file.namelist() else {}
     facts = path / FACTS
     return json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}

@@ -31,6 +31,7 @@ from kerasdef.reporting.words import distance, label
 from kerasdef.runs import places
 from kerasdef.runs.store import Store
 from kerasdef.settings import takes
+from kerasdef.texts import cell
 
 _SHOWN = 8  # adversarial images in the report
 
@@ -262,7 +263,7 @@ def _save(run: AttackRun, y: np.ndarray, out: Path) -> dict[str, Path]:
     files = {"examples": out / "examples.npz", "attack table": out / "attack.csv", "result": out / "attack.json"}
     arrays = {"x_adv": result.x_adv, "y": y, "success": result.success, "broken_by": result.broken_by}
     write_whole(files["examples"], lambda part: np.savez_compressed(part, **arrays))
-    write_text(files["attack table"], run.table().to_csv(index=False))
+    write_text(files["attack table"], run.table().map(cell).to_csv(index=False))
     outcome = run.report.outcomes[-1]
     record = {
         "clean_accuracy": run.clean_accuracy,

@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from kerasdef.archives import open_npz
 from kerasdef.files import naming, write_whole
 from kerasdef.identity import digest
 
@@ -49,7 +50,7 @@ def read_piece(path: Path, *, of: str = "") -> Piece:
         OSError: It could not be read.
     """
     try:
-        with naming(path), np.load(path, allow_pickle=False) as file:
+        with naming(path), open_npz(path) as file:
             arrays = {name: file[name] for name in file.files}
         text, seal = str(arrays.pop(_META)), json.loads(str(arrays.pop(_SEAL)))
         whole = seal["digest"] == digest(arrays, text)
