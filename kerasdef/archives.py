@@ -16,6 +16,10 @@ LIMIT = 2 * 2**30  # bytes; the largest data set that is known here, MNIST as fl
 LIMIT_VARIABLE = "KERASDEF_MAX_UNPACKED"  # raises it, in bytes
 
 
+class TooLarge(ValueError):
+    """What unpacks to more than the limit."""
+
+
 def open_npz(source: Path | BinaryIO) -> np.lib.npyio.NpzFile:
     """Open an .npz file as `np.load` does, without pickles, after a look at the sizes that it declares.
 
@@ -66,11 +70,11 @@ def check_size(name: str | Path, size: int, packed: int = 0) -> None:
         packed: Bytes that it takes up now: what does not grow is not refused, however large it is.
 
     Raises:
-        ValueError: It would. The error says how the limit is raised.
+        TooLarge: It would. The error says how the limit is raised.
     """
     limit = _limit()
     if size > max(limit, packed):
-        raise ValueError(
+        raise TooLarge(
             f"{name} unpacks to {size / 2**30:.1f} GiB, more than the limit of {limit / 2**30:.1f} GiB. If you trust "
             f"it, set the environment variable {LIMIT_VARIABLE} to a larger number of bytes"
         )
