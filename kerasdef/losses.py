@@ -5,6 +5,7 @@ Every function maps logits of shape (n, k) and labels of shape (n,) to values of
 
 from __future__ import annotations
 
+import numpy as np
 from keras import ops
 
 FAR = 1e9  # removes a class from a maximum
@@ -40,6 +41,11 @@ def margin(logits, y):
     model is very sure.
     """
     return best_other(logits, y) - pick(logits, y)
+
+
+def finite(value):
+    """Values of shape (n,) with minus infinity, which no attack prefers, in the place of all that are not finite."""
+    return ops.where(ops.isfinite(value), value, -np.inf)
 
 
 def _ratio(gap, spread):
