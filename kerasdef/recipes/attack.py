@@ -116,7 +116,7 @@ def attack(
     """
     s = AttackSettings.of({"model": model, "data": data, "attack": attack, **given})
     data = load_dataset(s.data) if isinstance(s.data, str | Path) else s.data
-    loaded = load_model(s.model, bounds=s.bounds or getattr(data, "bounds", None))
+    loaded = load_model(s.model, bounds=s.bounds or getattr(data, "bounds", None), trust=s.trust)
     dataset = test_images(data, loaded)
     chosen, name = _choose(s.attack, s.norm, s.eps, s.settings or {}, dataset.bounds, loaded)
     if s.n is not None and s.n > dataset.n_test:
