@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 
-from kerasdef import backend
+from kerasdef import backend, cli
 from kerasdef.defenses import Plain, RejectClass, load, voting_model
 from kerasdef.models.export import export, facts_of
-from kerasdef.models.loading import read_keras
+from kerasdef.models.loading import read_keras, register
 
 pytestmark = pytest.mark.skipif(backend.NAME != "tensorflow", reason="a SavedModel is written by TensorFlow")
 
@@ -415,3 +415,10 @@ def test_a_keras_file_is_read_in_safe_mode(tmp_path):
     layer.save(tmp_path / "lambda.keras")
     with pytest.raises(ValueError, match=r"`?Lambda`? layer"):
         load(tmp_path / "lambda.keras")
+
+
+def test_the_configuration_of_a_keras_file_does_not_start_the_command_line(monkeypatch):
+    monkeypatch.delitem(sys.modules, "kerasdef.__main__", raising=False)
+    monkeypatch.setattr(cli, "main", lambda: pytest.fail("the command ran"))
+    register({"module": "kerasdef.__main__", "registered_name": "kerasdef>Vote"})
+    assert "kerasdef.__main__" not in sys.modules

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import keras
 
+from kerasdef.archives import check_zip
+
 
 def read_keras(path: str | Path) -> keras.Model:
     """The model of a .keras file, read in safe mode.
@@ -26,6 +28,7 @@ def read_keras(path: str | Path) -> keras.Model:
     if path.suffix != ".keras" or not path.is_file():
         raise ValueError(f"`model` must be a .keras file. Received: model={str(path)!r}")
     with zipfile.ZipFile(path) as file:
+        check_zip(file)
         register(json.loads(file.read("config.json")))
     return keras.saving.load_model(path, safe_mode=True)
 
@@ -35,7 +38,7 @@ def register(config) -> None:
     if isinstance(config, dict):
         module, name = config.get("module"), config.get("registered_name")
         known = isinstance(module, str) and module.startswith("kerasdef.") and isinstance(name, str)
-        if known and name.startswith("kerasdef>"):
+        if known and name.startswith("kerasdef>") and "__" not in module:  # not what runs when imported: __main__
             importlib.import_module(module)
         config = list(config.values())
     if isinstance(config, list):

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import checks
+from kerasdef.archives import check_zip
 from kerasdef.models.vetting import file_operations
 
 GRAPH = "saved_model.pb"
@@ -153,11 +154,12 @@ def facts_of(path: str | Path) -> dict:
     try:
         if path.suffix == ".keras" and path.is_file():
             with zipfile.ZipFile(path) as file:
+                check_zip(file)
                 facts = json.loads(file.read(KERAS_FACTS)) if KERAS_FACTS in file.namelist() else {}
         else:
             file = path / FACTS
             facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         facts = None
     if not isinstance(facts, dict):
         raise ValueError(f"`model` must have notes that can be read. Received: {str(path)!r}, whose notes are no JSON")
