@@ -292,7 +292,8 @@ def test_the_saved_model_decides_as_the_classifier_without_keras_and_kerasdef(ru
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "found.npz") as found:
-        assert sorted(found.files) == ["label", "probabilities"]
+        assert sorted(found.files) == ["is_valid", "label", "probabilities"]
+        assert found["is_valid"].all()
         np.testing.assert_array_equal(found["label"], result.predict(data[2]))
         np.testing.assert_array_equal(found["probabilities"].argmax(axis=1), found["label"])
         np.testing.assert_allclose(found["probabilities"].sum(axis=1), 1, atol=1e-5)  # float32
