@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from keras import ops
 
+from kerasdef.annotations import checked
+
 FAR = 1e9  # removes a class from a maximum
 _TINY = 1e-12  # keeps the ratio of logits finite when the top ones are equal (authors' code)
 
@@ -15,16 +17,19 @@ def _mask(y, k):
     return ops.one_hot(ops.cast(y, "int32"), k, dtype="float32")
 
 
+@checked
 def pick(logits, y):
     """Logit of the label."""
     return ops.sum(logits * _mask(y, logits.shape[-1]), axis=-1)
 
 
+@checked
 def best_other(logits, y):
     """Largest logit of any class but the label."""
     return ops.max(logits - FAR * _mask(y, logits.shape[-1]), axis=-1)
 
 
+@checked
 def cross_entropy(logits, y):
     """Minus the log-probability of the label.
 
@@ -33,6 +38,7 @@ def cross_entropy(logits, y):
     return ops.logsumexp(logits, axis=-1) - pick(logits, y)
 
 
+@checked
 def margin(logits, y):
     """Largest other logit minus the label's: above 0 exactly where the sample is misclassified.
 
@@ -47,6 +53,7 @@ def _ratio(gap, spread):
     return gap / ops.where(spread > FAR / 2, 1.0, spread + _TINY)
 
 
+@checked
 def dlr(logits, y):
     """Difference of logits ratio: the margin over the distance of the largest from the third largest logit.
 
@@ -61,6 +68,7 @@ def dlr(logits, y):
     return _ratio(margin(logits, y), top[:, 0] - top[:, 2])
 
 
+@checked
 def dlr_targeted(logits, y, targets):
     """DLR loss towards one class; below four classes the target's logit minus the label's.
 

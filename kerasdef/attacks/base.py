@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks import signs
 from kerasdef.goals import Goal
 from kerasdef.models import Victim
@@ -39,6 +40,9 @@ class Result:
     success: np.ndarray
     evaluations: np.ndarray
 
+    def __post_init__(self):
+        check_fields(self)
+
 
 class Attack(ABC):
     """An attack on a classifier: a frozen dataclass of settings that is called on a model and arrays.
@@ -59,6 +63,7 @@ class Attack(ABC):
     bounds: tuple[float, float]
     norm: Norm | str | None = None
 
+    @checked
     def __call__(
         self,
         model: keras.Model | Callable,
@@ -95,6 +100,7 @@ class Attack(ABC):
         self._warn(victim, x, y)
         return self._run(victim, x, y, batch_size, seed, progress)[0]
 
+    @checked
     def run(
         self,
         model: keras.Model | Callable,
@@ -120,6 +126,7 @@ class Attack(ABC):
         known |= {name: getattr(self, name) for name in ("norm", "eps", "queries") if name in names}
         return ThreatModel(**known, knows=KNOWS[self.access])
 
+    @checked
     def with_goal(self, goal: Goal) -> Attack:
         """This attack with another goal."""
         return dataclasses.replace(self, goal=goal)

@@ -22,6 +22,7 @@ from keras import ops
 
 from kerasdef import backend, checks, models
 from kerasdef import random as draws
+from kerasdef.annotations import check_fields
 from kerasdef.attacks.base import Attack
 from kerasdef.goals import Goal, Misclassify
 from kerasdef.models import Victim, WhiteBox
@@ -86,6 +87,7 @@ class StepAttack(Attack):
     samples: int = 1
 
     def __post_init__(self):
+        check_fields(self)
         object.__setattr__(self, "bounds", checks.bounds(self.bounds))
         checks.positive_int("samples", self.samples)
 

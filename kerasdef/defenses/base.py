@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import checks, models
+from kerasdef.annotations import check_fields, checked
 from kerasdef.goals import Evade, Goal, Misclassify
 from kerasdef.models.bounds import UNIT, input_bounds, onto
 
@@ -35,6 +36,9 @@ class Decision:
     score: np.ndarray | None
     probabilities: np.ndarray | None
 
+    def __post_init__(self):
+        check_fields(self)
+
 
 @keras.saving.register_keras_serializable(package="kerasdef")
 class Defense(keras.Model):
@@ -56,12 +60,14 @@ class Defense(keras.Model):
         name: Name of the model.
     """
 
+    @checked
     def __init__(self, inputs, outputs, *, classes: int, reject: int | None, bounds: tuple[float, float], name=None):
         super().__init__(inputs=inputs, outputs=outputs, name=name)
         self.classes = checks.positive_int("classes", classes)
         self.reject = None if reject is None else checks.non_negative_int("reject", reject)
         self.bounds = checks.bounds(bounds)
 
+    @checked
     def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:
         """Decide on an array, in inference mode.
 
@@ -243,6 +249,7 @@ class Plain(_OfOne):
         name: Name of the defense.
     """
 
+    @checked
     def __init__(self, model: keras.Model, *, bounds: tuple[float, float] | None = None, name: str | None = None):
         super().__init__(model, reject=None, bounds=bounds, name=name)
 
@@ -259,6 +266,7 @@ class RejectClass(_OfOne):
         name: Name of the defense.
     """
 
+    @checked
     def __init__(
         self,
         model: keras.Model,
@@ -287,12 +295,14 @@ class Outputs:
         name: Name in words, for reports.
     """
 
+    @checked
     def __init__(self, function: Callable, *, classes=None, reject=None, bounds=UNIT, name: str | None = None):
         self.function, self.classes, self.reject = function, classes, reject
         self.bounds = checks.bounds(bounds)
         self.name = name or getattr(function, "__name__", "model")
         self._attacked = models.BlackBox(function, bounds=self.bounds)
 
+    @checked
     def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:
         """Decide on an array, as a `Defense` does; every sample is one query."""
         x = onto(x, self.bounds, bounds)
@@ -324,6 +334,7 @@ class Outputs:
         return {"kind": kind, "classes": self.classes, "reject": self.reject, "bounds": list(self.bounds)}
 
 
+@checked
 def as_defense(model: keras.Model | Callable, *, bounds: tuple[float, float] | None = None) -> Defense | Outputs:
     """Make a defense without a reject class of any classifier; a defense comes back as it is.
 

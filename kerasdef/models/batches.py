@@ -6,13 +6,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kerasdef.annotations import checked
 
+
+@checked
 def padded_batches(n: int, batch_size: int) -> Iterator[slice]:
     """Yield slices of at most `batch_size` over n samples."""
     for start in range(0, n, batch_size):
         yield slice(start, min(start + batch_size, n))
 
 
+@checked
 def pad(array: np.ndarray, size: int) -> np.ndarray:
     """Repeat the last row until the array has `size` rows."""
     if len(array) == size:

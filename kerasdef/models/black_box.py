@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import checked
 from kerasdef.models.batches import padded_batches
 from kerasdef.models.victim import Victim
 
@@ -35,6 +36,7 @@ class BlackBox(Victim):
         """Any callable that is no Keras model."""
         return callable(model) and not isinstance(model, keras.Model)
 
+    @checked
     def __init__(
         self,
         function: Callable,

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import checked
 
 
 class Shares(keras.utils.PyDataset):
@@ -28,6 +29,7 @@ class Shares(keras.utils.PyDataset):
     References: iar paper, section on model training (equal representation of all data types).
     """
 
+    @checked
     def __init__(
         self,
         parts: Sequence[tuple[np.ndarray, np.ndarray]],
