@@ -9,6 +9,7 @@ afterwards. Nothing here imports Keras.
 - `np.ndarray`: what NumPy makes an array of numbers or booleans of, with at least one axis. `Tensor`: also a tensor.
 - `tuple[float, ...]`: a tuple, a list or an array of shape (n,); `Sequence[X]`: a tuple or a list of them;
   `Mapping[K, V]`: a mapping.
+- `Count`: a positive integer.
 - `Callable`: what can be called. Any other class: its instances. `Any`, or nothing: not checked.
 """
 
@@ -25,14 +26,18 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
-LARGEST = float(np.finfo("float32").max)  # models compute in float32: what is above is infinite to them
+from kerasdef import checks
+
 _F = TypeVar("_F", bound=Callable)
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 120
+
+
+Count = Annotated[int, checks.positive_int]
 
 
 class Tensor:
@@ -49,7 +54,7 @@ def shown(value: Any) -> str:
 def finite(value: Any) -> bool:
     """Whether a value is a number, no bool, and finite as a float32 is."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
-    return bool(number and -LARGEST <= value <= LARGEST)  # NaN is neither
+    return bool(number and -checks.LARGEST <= value <= checks.LARGEST)  # NaN is neither
 
 
 def check(name: str, value: Any, kind: Any) -> None:
@@ -60,13 +65,15 @@ def check(name: str, value: Any, kind: Any) -> None:
         value: The value.
         kind: An annotation.
     """
-    if not fits(value, kind):
+    if typing.get_origin(kind) is typing.Annotated:
+        kind.__metadata__[0](name, value)
+    elif not fits(value, kind):
         raise ValueError(f"`{name}` must be {words(kind)}. Received: {name}={shown(value)}")
 
 
 def check_fields(instance: Any) -> None:
     """Raise ValueError unless the fields of a dataclass are of the kinds that their annotations tell."""
-    for name, kind in _field_kinds(type(instance)).items():
+    for name, kind in kinds(type(instance)).items():
         check(name, getattr(instance, name), kind)
 
 
@@ -90,6 +97,8 @@ def checked(function: _F) -> _F:
 
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of the kind that an annotation tells."""
+    if typing.get_origin(kind) is Annotated:
+        kind = kind.__origin__
     if kind in (Any, inspect.Parameter.empty, object) or isinstance(kind, str | TypeVar):
         return True
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
@@ -191,7 +200,8 @@ def _resolved(annotation: Any, module: str) -> Any:
 
 
 @functools.cache
-def _field_kinds(cls: type) -> dict[str, Any]:
+def kinds(cls: type) -> dict[str, Any]:
+    """The kinds of the fields of a dataclass, by name."""
     found = {}
     for owner in reversed(cls.__mro__):
         for name, annotation in vars(owner).get("__annotations__", {}).items():

@@ -5,11 +5,15 @@ Every function maps logits of shape (n, k) and labels of shape (n,) to values of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from keras import ops
 
+from kerasdef import checks
 from kerasdef.annotations import checked
 
 FAR = 1e9  # removes a class from a maximum
+_WANTED = "`loss` must be a function of (logits, y) that gives a value of shape (n,)."
 _TINY = 1e-12  # keeps the ratio of logits finite when the top ones are equal (authors' code)
 
 
@@ -84,6 +88,30 @@ def dlr_targeted(logits, y, targets):
         return gap
     top = ops.top_k(logits, 4)[0]
     return _ratio(gap, top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+
+
+def get(loss: Callable | str) -> Callable:
+    """Return a loss from its name, or a function of one's own whose answers are checked.
+
+    Raises:
+        ValueError: The name is unknown; or, where it is called, the function does not give one value for each sample.
+    """
+    if isinstance(loss, str):
+        return LOSSES[checks.one_of("loss", loss, LOSSES)]
+    if loss in LOSSES.values():
+        return loss
+
+    def checked(logits, y):
+        try:
+            found = loss(logits, y)
+        except Exception as error:  # whatever a function of another kind does with logits
+            raise ValueError(f"{_WANTED} Received: loss={loss!r}, which raises {type(error).__name__}") from error
+        shape = getattr(found, "shape", None)
+        if shape is None or len(shape) != 1:
+            raise ValueError(f"{_WANTED} Received: loss={loss!r}, which gives {shape or type(found).__name__}")
+        return found
+
+    return checked
 
 
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}

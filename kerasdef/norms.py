@@ -190,7 +190,7 @@ class Masked(Norm):
     """
 
     norm: Norm | str
-    mask: np.ndarray
+    mask: np.ndarray | float
 
     def __post_init__(self):
         check_fields(self)
@@ -267,7 +267,7 @@ class Box(Norm):
     """
 
     title: ClassVar[str] = "Linf in units of the radii"
-    radii: np.ndarray
+    radii: np.ndarray | float
 
     def __post_init__(self):
         check_fields(self)

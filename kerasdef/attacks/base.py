@@ -66,7 +66,7 @@ class Attack(ABC):
     @checked
     def __call__(
         self,
-        model: keras.Model | Callable,
+        model: keras.Model | Callable | Victim,
         x: np.ndarray,
         y: np.ndarray | None = None,
         *,
@@ -103,7 +103,7 @@ class Attack(ABC):
     @checked
     def run(
         self,
-        model: keras.Model | Callable,
+        model: keras.Model | Callable | Victim,
         x: np.ndarray,
         y: np.ndarray | None = None,
         *,

@@ -210,6 +210,10 @@ class OfMembers(Defense):
         """The defense of a configuration."""
         config = dict(config)
         members = [keras.saving.deserialize_keras_object(m, custom_objects) for m in config.pop("members")]
+        return cls._made(members, config)
+
+    @classmethod
+    def _made(cls, members: list[keras.Model], config: dict) -> OfMembers:
         return cls(members, **config)
 
 
@@ -218,7 +222,6 @@ class _OfOne(OfMembers):
 
     def __init__(self, model: keras.Model, *, reject: bool | None, bounds, name):
         """`reject`: None where no output stands for "adversarial"; else whether the last one rejects."""
-        (model,) = model if isinstance(model, list) else [model]
         check_member(model)
         outputs = max(2, model.output_shape[-1])
         classes = outputs if reject is None else outputs - 1
@@ -233,6 +236,10 @@ class _OfOne(OfMembers):
             bounds=bounds,
             name=name or f"{model.name}_defense",
         )
+
+    @classmethod
+    def _made(cls, members: list[keras.Model], config: dict) -> _OfOne:
+        return cls(*members, **config)
 
     def surface(self) -> tuple[keras.Model, Goal]:
         """The classifier, and a label that is neither the true one nor that of rejected inputs."""
@@ -334,7 +341,6 @@ class Outputs:
         return {"kind": kind, "classes": self.classes, "reject": self.reject, "bounds": list(self.bounds)}
 
 
-@checked
 def as_defense(model: keras.Model | Callable, *, bounds: tuple[float, float] | None = None) -> Defense | Outputs:
     """Make a defense without a reject class of any classifier; a defense comes back as it is.
 

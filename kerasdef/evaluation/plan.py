@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from kerasdef import checks
-from kerasdef.annotations import check_fields
+from kerasdef.annotations import check, check_fields
 from kerasdef.evaluation.outcomes import CLEAN, COLUMNS, POOLED
 
 
@@ -92,7 +92,10 @@ class Plan:
     adaptive: Mapping[str, Planned | Images] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_fields(self)
+        check("model", self.model, str)
+        check("rows", self.rows, np.ndarray)
+        check("paper", self.paper, Mapping)
+        check("adaptive", self.adaptive, Mapping)
         rows = checks.labels("rows", self.rows)
         if not len(rows) or len(np.unique(rows)) < len(rows):
             raise ValueError(f"`rows` must name test images, each once. Received: rows={self.rows!r}")

@@ -119,7 +119,6 @@ def _found(model: keras.Model, shape: tuple[int, ...] | None = None) -> _View:
     return _VIEWS[model]
 
 
-@checked
 def logits_view(model: keras.Model, shape: tuple[int, ...] | None = None) -> keras.Model:
     """Return a model that shares the weights of `model`, takes float32 and gives logits of shape (n, classes).
 

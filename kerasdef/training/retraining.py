@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from kerasdef import checks
-from kerasdef.annotations import checked
+from kerasdef.annotations import Count, checked
 
 
 class Shares(keras.utils.PyDataset):
@@ -35,7 +35,7 @@ class Shares(keras.utils.PyDataset):
         parts: Sequence[tuple[np.ndarray, np.ndarray]],
         weights: Sequence[float],
         *,
-        batch_size: int,
+        batch_size: Count,
         classes: int,
         seed: int = 0,
     ):

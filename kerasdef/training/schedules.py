@@ -95,7 +95,6 @@ class Stage:
     attack: StepAttack
 
     def __post_init__(self):
-        check_fields(self)
         checks.positive_int("epochs", self.epochs)
         if not isinstance(self.attack, StepAttack):
             raise ValueError(

@@ -97,7 +97,7 @@ class GradientAttack(StepAttack):
 
     def _evaluate(self, call, y, z):
         logits = call(z)
-        loss = losses.LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+        loss = losses.get(self.loss)
         return self.goal.value(loss, logits, y), (logits,)
 
     def _remember(self, state: dict, value, logits, y) -> dict:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kerasdef import checks
+from kerasdef.annotations import finite
 from kerasdef.catalog import NORMS
 from kerasdef.recipes import settings as common
 from kerasdef.recipes.settings import RunSettings, enough_epochs, usual_batch
@@ -341,7 +342,7 @@ class DistillationSettings(MethodSettings):
 
 def _stages(name: str, value) -> tuple:
     """Return numbers, one for each stage."""
-    if not isinstance(value, tuple | list) or not all(isinstance(v, int | float) for v in value):
+    if not isinstance(value, tuple | list) or not all(map(finite, value)):
         raise ValueError(f"`{name}` must be numbers, one for each stage. Received: {name}={value!r}")
     return tuple(value)
 
