@@ -89,6 +89,7 @@ def checked(function: _F) -> _F:
                 check(name, given[name], kind)
         return function(*args, **kwargs)
 
+    call.__signature__ = signature  # Keras reads the parameters of layers without following wrappers
     return call
 
 

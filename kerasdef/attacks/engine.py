@@ -186,7 +186,7 @@ class StepAttack(Attack):
 
     def _run(self, model, x, y, batch_size, seed, show) -> tuple[np.ndarray, np.ndarray]:
         start, advance = self._programs(model)
-        sizes = backend.sizes(batch_size)  # as samples leave, the tail of a run goes on in a smaller pool
+        sizes = backend.sizes(batch_size, len(x))  # as samples leave, the tail of a run goes on in a smaller pool
         parameters = {name: spread(name, value, len(x)) for name, value in self.parameters.items()}
         pool = _Pool(x, y, parameters, seed, start, sizes)
         out, spent = np.array(x), np.zeros(len(x), dtype="int64")

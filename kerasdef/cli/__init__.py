@@ -6,14 +6,17 @@ lists come at once.
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from kerasdef._version import __version__
 from kerasdef.cli import attack, export, report, train
 from kerasdef.cli import list as lists
+
+_Typed = typer.BadParameter.__base__  # what typer finds wrong in what was typed
 
 app = typer.Typer(
     help="Adversarial robustness for Keras: train, judge and ship defended classifiers.",
@@ -46,7 +49,30 @@ def _options(
 def main() -> None:
     """Run the command; a wrong value is one line on stderr and exit status 2."""
     try:
-        app()
-    except (ValueError, FileNotFoundError) as error:
-        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        status = app(standalone_mode=False)
+    except _Typed as error:
+        if error.ctx is not None and type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(error.exit_code)
+        _refuse(_said(error))
+    except (ValueError, TypeError, OSError) as error:
+        _refuse(str(error))
+    except typer.Abort:
+        _refuse("Aborted.")
+    sys.exit(status or 0)
+
+
+def _refuse(text: str) -> NoReturn:
+    print(f"Error: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _said(error) -> str:
+    """What typer found, in the words of other errors."""
+    text = error.format_message()
+    wrong = re.search(r"'(.*)' is not a valid (\w+)", text)
+    if wrong is None or getattr(error, "param", None) is None:
+        return text
+    name, kind = error.param.name, wrong[2].replace("integer", "int")
+    wanted = {"int": "an integer", "float": "a finite number"}.get(kind, f"a {kind}")
+    return f"`{name}` must be {wanted}. Received: {name}={wrong[1]!r}"

@@ -123,6 +123,8 @@ def _assigned(texts: Sequence[str] | None) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"`--set` must be name=value. Received: {text!r}")
+        if name in found:
+            raise ValueError(f"`{name}` must be given once. Received: {text!r} after {name}={found[name]!r}")
         try:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -71,6 +71,7 @@ class Victim(ABC):
         Raises:
             ValueError: The model cannot be attacked; the message says why.
         """
+        backend.refuse_fork()
         if isinstance(model, Victim):
             return model
         for kind in Victim._kinds:
