@@ -6,7 +6,7 @@ lists come at once.
 
 from __future__ import annotations
 
-import re
+import difflib
 import sys
 from typing import Annotated, NoReturn
 
@@ -69,10 +69,8 @@ def _refuse(text: str) -> NoReturn:
 
 def _said(error) -> str:
     """What typer found, in the words of other errors."""
-    text = error.format_message()
-    wrong = re.search(r"'(.*)' is not a valid (\w+)", text)
-    if wrong is None or getattr(error, "param", None) is None:
-        return text
-    name, kind = error.param.name, wrong[2].replace("integer", "int")
-    wanted = {"int": "an integer", "float": "a finite number"}.get(kind, f"a {kind}")
-    return f"`{name}` must be {wanted}. Received: {name}={wrong[1]!r}"
+    option = getattr(error, "option_name", None)
+    if option is None:
+        return error.format_message()
+    near = difflib.get_close_matches(option, error.possibilities or (), n=1, cutoff=0.7)
+    return f"No such option: {option}." + (f" Did you mean {near[0]!r}?" if near else "")
