@@ -16,6 +16,7 @@ import numpy as np
 
 LARGEST = float(np.finfo("float32").max)  # models compute in float32: what is above is infinite to them
 MOST = 2**31 - 1  # of counts: backends count in int32
+LARGEST_SEED = 2**32 - 1  # NumPy's and Keras' generators take no larger one
 TOLERANCE = 1e-6  # of the span of the bounds; float32 noise of a min-max scaling: accepted and clipped
 
 
@@ -33,8 +34,9 @@ def _below(value) -> str:
 
 def non_negative_int(name: str, value) -> int:
     """Return `value` as an int of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(f"`{name}` must be an integer of at least 0. Received: {name}={value!r}")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value <= LARGEST_SEED:
+        below = f" and at most {LARGEST_SEED}" if isinstance(value, numbers.Integral) and value > 0 else ""
+        raise ValueError(f"`{name}` must be an integer of at least 0{below}. Received: {name}={value!r}")
     return int(value)
 
 

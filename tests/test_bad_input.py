@@ -34,6 +34,7 @@ PACKAGES = (
     "kerasdef",
     *(f"kerasdef.{name}" for name in (*kerasdef._PACKAGES, "threat")),
 )
+SLOWEST = 5.0  # seconds that a refusal may take
 HOME = str(Path(kerasdef.__file__).parent)
 
 RNG = np.random.default_rng(0)
@@ -101,6 +102,7 @@ TABLE = {
     "kerasdef.evaluation.Outcome": {"model": "m", "column": "paper", "attack": "clean", "y": Y, "predicted": Y},
     "kerasdef.evaluation.Plan": {"model": "m", "rows": np.arange(3)},
     "kerasdef.evaluation.Planned": {"attack": PGD()},
+    "kerasdef.evaluation.Images": {"x": X, "index": np.arange(6)},
     "kerasdef.evaluation.auroc": {"clean_scores": X[:, 0], "adv_scores": X[:, 1]},
     "kerasdef.evaluation.tpr_at_fpr": {"clean_scores": X[:, 0], "adv_scores": X[:, 1], "fpr": 0.1},
     "kerasdef.evaluation.mcnemar": {"a": Y > 0, "b": Y > 1},
@@ -169,6 +171,8 @@ OPEN = {
     "kerasdef.datasets.Info": "a row of the table of data sets",
     "kerasdef.datasets.DatasetNotFound": "an error",
     "kerasdef.poisoning.random_points": "takes a record of the library",
+    "kerasdef.evaluation.Evaluation": RECORD,
+    "kerasdef.evaluation.evaluate": "takes a plan and a data set, which are checked",
     "kerasdef.evaluation.measure": "takes outcomes, which are checked",
     "kerasdef.testing.linear_model": "makes models for tests",
     "kerasdef.testing.check_attack": "runs an attack for seconds",
@@ -187,7 +191,8 @@ def public() -> dict[str, typing.Callable]:
     found, seen = {}, set()
     for package in (*PACKAGES[1:], PACKAGES[0]):
         module = import_module(package)
-        names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
+        names = getattr(module, "__all__", None) or {*dir(module), *getattr(module, "_LATER", ())}
+        names = sorted(n for n in names if not n.startswith("_"))
         for name in names:
             value = getattr(module, name)
             ours = getattr(value, "__module__", "").startswith("kerasdef")

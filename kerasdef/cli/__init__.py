@@ -15,6 +15,7 @@ import typer
 from kerasdef._version import __version__
 from kerasdef.cli import attack, export, report, train
 from kerasdef.cli import list as lists
+from kerasdef.texts import shown
 
 _Typed = typer.BadParameter.__base__  # what typer finds wrong in what was typed
 
@@ -47,7 +48,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command; a wrong value is one line on stderr and exit status 2."""
+    """Run the command; a wrong value, or a disk that does not take a file, is one line on stderr and exit status 2."""
     try:
         status = app(standalone_mode=False)
     except _Typed as error:
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def _refuse(text: str) -> NoReturn:
-    print(f"Error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"Error: {shown(' '.join(text.split()))}", file=sys.stderr)
     sys.exit(2)
 
 

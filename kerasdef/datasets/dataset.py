@@ -12,7 +12,7 @@ import numpy as np
 from kerasdef import checks
 from kerasdef.annotations import check_fields, checked
 from kerasdef.datasets import splits
-from kerasdef.files import digest
+from kerasdef.identity import digest
 
 SPLITS = ("train", "valid", "test")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import keras
 
+from kerasdef.archives import check_zip
+
 
 def read_keras(path: str | Path) -> keras.Model:
     """The model of a .keras file, read in safe mode.
@@ -28,9 +30,10 @@ def read_keras(path: str | Path) -> keras.Model:
         raise ValueError(f"`model` must be a .keras file. Received: model={str(path)!r}")
     try:
         with zipfile.ZipFile(path) as file:
+            check_zip(file)
             config = json.loads(file.read("config.json"))
             broken = file.testzip()
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, zlib.error) as error:
+    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise ValueError(
             f"`model` must be a whole .keras file. Received: model={str(path)!r}, which is damaged ({error})"
         ) from error

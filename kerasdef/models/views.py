@@ -85,6 +85,15 @@ def _look(model: keras.Model, shape: tuple[int, ...] | None) -> _View:
     return _View(None if view is model else as_logits(view), found.kind)
 
 
+def check_symbolic(model: keras.Model) -> None:
+    """Raise unless a model is built and tells the shapes of its inputs and outputs."""
+    if not getattr(model, "outputs", None):
+        raise ValueError(
+            f"`model` must be a Sequential or functional model that is built. Received: {type(model).__name__}; wrap "
+            "it: keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)"
+        )
+
+
 def _traced(model: keras.Model, shape: tuple[int, ...] | None) -> keras.Model:
     """A functional model around a subclassed one."""
     if shape is None:
@@ -134,6 +143,7 @@ def logits_view(model: keras.Model, shape: tuple[int, ...] | None = None) -> ker
         ValueError: The model is not a built keras.Model, has several inputs or outputs, has a multi-label head, or
             takes integer tokens.
     """
+    check("shape", shape, tuple[int, ...] | None)
     return _found(model, shape).model or model
 
 
@@ -147,11 +157,7 @@ def logits_of(model: keras.Model) -> Callable:
     Raises:
         ValueError: The model is a subclassed one, whose outputs have no known shape.
     """
-    if model.built and not getattr(model, "outputs", None):
-        raise ValueError(
-            f"`model` must be a Sequential or functional model. Received: {type(model).__name__}; wrap it: "
-            "keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)"
-        )
+    check_symbolic(model)
     single = model.output_shape[-1] == 1
     squashed = not gives_logits(model)
 
@@ -190,6 +196,7 @@ def stack_logits(models: list[keras.Model]) -> keras.Model:
 @checked
 def as_logits(model: keras.Model) -> keras.Model:
     """Return the model and take its outputs for logits, whatever its last layer is."""
+    check_symbolic(model)
     _VIEWS[model] = _View(None, "logits")
     return model
 

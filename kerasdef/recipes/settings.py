@@ -34,7 +34,7 @@ def pair(name: str, value) -> tuple[float, float]:
 
 def sequence(name: str, value) -> tuple:
     """Return `value`, a list, as a tuple."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise ValueError(f"`{name}` must be a list. Received: {name}={value!r}")
     return tuple(value)
 

@@ -50,7 +50,7 @@ class Shares(keras.utils.PyDataset):
         if self.each > sizes[0]:
             raise ValueError(f"`batch_size` must be at most {sizes[0] * len(parts)}. Received: batch_size={batch_size}")
         self.weights = np.repeat(np.asarray(weights, dtype="float32") * len(parts), self.each)
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(checks.non_negative_int("seed", seed))
         self.orders = [rng.permutation(n) for n in sizes]
 
     def __len__(self) -> int:

@@ -283,7 +283,7 @@ class EnsembleSettings(_WithRadius):
     """Trains on one step taken on other trained networks and on the model in turn."""
 
     paper: ClassVar[str] = "Tramer et al., 2018"
-    sources: tuple[str, ...] = setting(
+    sources: tuple[str, ...] | str = setting(
         ("target_dnn", "vgg7"),
         check=lambda name, value: common.sequence(name, (value,) if isinstance(value, str) else value),
         help="The names of the other networks.",
@@ -301,7 +301,7 @@ class BilateralSettings(_WithRadius):
     """Trains on one step on the images and one on the labels."""
 
     paper: ClassVar[str] = "Wang and Zhang, 2019"
-    eps_y: float = setting(
+    eps_y: float | None = setting(
         0.5,
         check=lambda name, value: None if value is None else common.unit(name, value),
         source="the authors' rule for ten equal classes",
