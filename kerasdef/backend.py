@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -29,6 +30,39 @@ elif NAME == "jax":
     import jax
 else:
     raise ImportError(f"kerasdef runs on the Keras backends tensorflow and jax (set KERAS_BACKEND). Received: {NAME}")
+
+
+_FORKED = False  # whether this process was forked off one in which the backend had started
+
+
+def _started() -> bool:
+    """Whether the backend has threads or a device in this process."""
+    if NAME == "tensorflow":
+        from tensorflow.python.eager import context
+
+        found = context.context_safe()
+        return found is not None and found._context_handle is not None
+    from jax._src import xla_bridge
+
+    return xla_bridge.backends_are_initialized()
+
+
+def _note_fork() -> None:
+    global _FORKED
+    _FORKED = _FORKED or _started()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def refuse_fork() -> None:
+    """Raise where computing would wait forever: threads of the backend do not survive a fork."""
+    if _FORKED:
+        raise RuntimeError(
+            f"This process was forked from one in which {NAME} had started, whose threads it lacks: computing would "
+            'wait forever. Start it with multiprocessing.get_context("spawn"), or fork before the first model is made.'
+        )
 
 
 def has_gpu() -> bool:
@@ -297,13 +331,15 @@ def _of_any_length(function) -> Callable:
     return run
 
 
-def sizes(batch_size: int) -> list[int]:
+def sizes(batch_size: int, n: int) -> list[int]:
     """Numbers of samples that compiled functions are called with, largest first.
 
     All of them are multiples of one block, the largest at most `batch_size` unless that is smaller than a block: with
     whole blocks, kernels give a sample the same bits in any number of samples. TensorFlow's CPU takes any number with
-    one trace; elsewhere each number is compiled anew, so there are few.
+    one trace; elsewhere each number is compiled anew, so there are few. No size is larger than n samples need.
     """
+    block = _BLOCK if NAME == "tensorflow" and not has_gpu() else _BLOCK_XLA
+    batch_size = min(batch_size, block * -(-n // block))
     if NAME == "tensorflow" and not has_gpu():
         return [_BLOCK * part for part in range(max(1, batch_size // _BLOCK), 0, -1)]
     return sorted({_BLOCK_XLA * max(1, batch_size // part // _BLOCK_XLA) for part in (1, 4, 16)}, reverse=True)

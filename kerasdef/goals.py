@@ -12,6 +12,7 @@ from typing import ClassVar
 from keras import ops
 
 from kerasdef import checks, losses
+from kerasdef.annotations import check_fields
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Evade(Goal):
     unwanted: ClassVar[int] = 2
 
     def __post_init__(self):
+        check_fields(self)
         checks.non_negative_int("reject", self.reject)
 
     def value(self, loss, logits, y):

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import checks
+from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks import signs
 from kerasdef.goals import Goal, answered
 from kerasdef.models import Victim
@@ -40,6 +41,9 @@ class Result:
     success: np.ndarray
     evaluations: np.ndarray
 
+    def __post_init__(self):
+        check_fields(self)
+
 
 class Attack(ABC):
     """An attack on a classifier: a frozen dataclass of settings that is called on a model and arrays.
@@ -60,9 +64,10 @@ class Attack(ABC):
     bounds: tuple[float, float]
     norm: Norm | str | None = None
 
+    @checked
     def __call__(
         self,
-        model: keras.Model | Callable,
+        model: keras.Model | Callable | Victim,
         x: np.ndarray,
         y: np.ndarray | None = None,
         *,
@@ -96,9 +101,10 @@ class Attack(ABC):
         self._warn(victim, x, y)
         return self._run(victim, x, y, batch_size, seed, progress)[0]
 
+    @checked
     def run(
         self,
-        model: keras.Model | Callable,
+        model: keras.Model | Callable | Victim,
         x: np.ndarray,
         y: np.ndarray | None = None,
         *,
@@ -121,6 +127,7 @@ class Attack(ABC):
         known |= {name: getattr(self, name) for name in ("norm", "eps", "queries") if name in names}
         return ThreatModel(**known, knows=KNOWS[self.access])
 
+    @checked
     def with_goal(self, goal: Goal) -> Attack:
         """This attack with another goal."""
         return dataclasses.replace(self, goal=goal)

@@ -22,6 +22,7 @@ from keras import ops
 
 from kerasdef import backend, checks, losses, models
 from kerasdef import random as draws
+from kerasdef.annotations import check_fields
 from kerasdef.attacks.base import Attack
 from kerasdef.goals import Goal, Misclassify, answered
 from kerasdef.models import Victim, WhiteBox
@@ -100,6 +101,7 @@ class StepAttack(Attack):
     samples: int = 1
 
     def __post_init__(self):
+        check_fields(self)
         object.__setattr__(self, "bounds", checks.bounds(self.bounds))
         checks.positive_int("samples", self.samples)
 
@@ -203,7 +205,7 @@ class StepAttack(Attack):
         keep = Keeper(type(self).__name__, x, y, seed, batch_size)
         if keep.over:
             return keep.found[0]["out"], keep.found[0]["spent"]
-        sizes = backend.sizes(batch_size)  # as samples leave, the tail of a run goes on in a smaller pool
+        sizes = backend.sizes(batch_size, len(x))  # as samples leave, the tail of a run goes on in a smaller pool
         parameters = {name: spread(name, value, len(x)) for name, value in self.parameters.items()}
         pool = _Pool(x, y, parameters, seed, start, sizes)
         out, spent = np.array(x), np.zeros(len(x), dtype="int64")

@@ -18,6 +18,7 @@ from keras import ops
 
 from kerasdef import backend, checks, losses, models
 from kerasdef import random as draws
+from kerasdef.annotations import check_fields
 from kerasdef.attacks.base import Attack
 from kerasdef.goals import Evade, Goal, Misclassify
 from kerasdef.models.victim import Victim, WhiteBox, mean_logits
@@ -173,6 +174,7 @@ class QueryAttack(Attack):
     samples: int = 1
 
     def __post_init__(self):
+        check_fields(self)
         object.__setattr__(self, "bounds", checks.bounds(self.bounds))
         checks.positive_int("queries", self.queries)
         checks.positive_int("samples", self.samples)

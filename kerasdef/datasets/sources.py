@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import checked
 from kerasdef.datasets import downloads, readers
 from kerasdef.datasets.dataset import Dataset, with_channels
 from kerasdef.datasets.readers import Arrays
@@ -72,6 +73,7 @@ class Info:
     fetch: Callable[[], Found] | None
 
 
+@checked
 def load(name: str | Path = "digits", *, download: bool = True) -> Dataset:
     """Return a data set by name, or from an `.npz` file.
 
@@ -111,6 +113,7 @@ def load(name: str | Path = "digits", *, download: bool = True) -> Dataset:
     return _dataset(name, *found)
 
 
+@checked
 def as_dataset(data: str | Path | Dataset | tuple) -> Dataset:
     """Return `data` as a `Dataset`.
 

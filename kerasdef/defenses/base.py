@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import checks, models
+from kerasdef.annotations import check_fields, checked
 from kerasdef.goals import Evade, Goal, Misclassify
 from kerasdef.models.bounds import UNIT, input_bounds, onto
 from kerasdef.models.guard import NOBODY, Flag, Guard
@@ -33,6 +34,9 @@ class Decision:
     rejected: np.ndarray
     score: np.ndarray | None
     probabilities: np.ndarray | None
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @keras.saving.register_keras_serializable(package="kerasdef")
@@ -58,6 +62,7 @@ class Defense(keras.Model):
         name: Name of the model.
     """
 
+    @checked
     def __init__(self, inputs, outputs, *, classes: int, reject: int | None, bounds: tuple[float, float], name=None):
         bounds = checks.bounds(bounds)
         images, valid = Guard(bounds, name="guard")(inputs)
@@ -67,6 +72,7 @@ class Defense(keras.Model):
         self.reject = None if reject is None else checks.non_negative_int("reject", reject)
         self.bounds = bounds
 
+    @checked
     def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:
         """Decide on an array, in inference mode.
 
@@ -209,6 +215,10 @@ class OfMembers(Defense):
         """The defense of a configuration."""
         config = dict(config)
         members = [keras.saving.deserialize_keras_object(m, custom_objects) for m in config.pop("members")]
+        return cls._made(members, config)
+
+    @classmethod
+    def _made(cls, members: list[keras.Model], config: dict) -> OfMembers:
         return cls(members, **config)
 
 
@@ -217,7 +227,6 @@ class _OfOne(OfMembers):
 
     def __init__(self, model: keras.Model, *, reject: bool | None, bounds, name):
         """`reject`: None where no output stands for "adversarial"; else whether the last one rejects."""
-        (model,) = model if isinstance(model, list) else [model]
         check_member(model)
         outputs = max(2, model.output_shape[-1])
         classes = outputs if reject is None else outputs - 1
@@ -232,6 +241,10 @@ class _OfOne(OfMembers):
             bounds=bounds,
             name=name or f"{model.name}_defense",
         )
+
+    @classmethod
+    def _made(cls, members: list[keras.Model], config: dict) -> _OfOne:
+        return cls(*members, **config)
 
     def surface(self) -> tuple[keras.Model, Goal]:
         """The classifier, and a label that is neither the true one nor that of rejected inputs."""
@@ -248,6 +261,7 @@ class Plain(_OfOne):
         name: Name of the defense.
     """
 
+    @checked
     def __init__(self, model: keras.Model, *, bounds: tuple[float, float] | None = None, name: str | None = None):
         super().__init__(model, reject=None, bounds=bounds, name=name)
 
@@ -264,6 +278,7 @@ class RejectClass(_OfOne):
         name: Name of the defense.
     """
 
+    @checked
     def __init__(
         self,
         model: keras.Model,
@@ -292,12 +307,14 @@ class Outputs:
         name: Name in words, for reports.
     """
 
+    @checked
     def __init__(self, function: Callable, *, classes=None, reject=None, bounds=UNIT, name: str | None = None):
         self.function, self.classes, self.reject = function, classes, reject
         self.bounds = checks.bounds(bounds)
         self.name = name or getattr(function, "__name__", "model")
         self._attacked = models.BlackBox(function, bounds=self.bounds)
 
+    @checked
     def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:
         """Decide on an array, as a `Defense` does; every sample is one query."""
         x = onto(x, self.bounds, bounds)

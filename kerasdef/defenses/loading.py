@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import checked
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses.base import Defense, Outputs, as_defense
 from kerasdef.models.bounds import UNIT, input_bounds
@@ -38,6 +39,7 @@ class Loaded:
         return isinstance(self.defense, Outputs)
 
 
+@checked
 def load(path: str | Path, *, trust: bool = False) -> Defense | Outputs:
     """The defense of a .keras file, of the folder of a finished run, or of a SavedModel.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import keras
@@ -27,9 +28,20 @@ def read_keras(path: str | Path) -> keras.Model:
     path = Path(path)
     if path.suffix != ".keras" or not path.is_file():
         raise ValueError(f"`model` must be a .keras file. Received: model={str(path)!r}")
-    with zipfile.ZipFile(path) as file:
-        check_zip(file)
-        register(json.loads(file.read("config.json")))
+    try:
+        with zipfile.ZipFile(path) as file:
+            check_zip(file)
+            config = json.loads(file.read("config.json"))
+            broken = file.testzip()
+    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, UnicodeDecodeError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"`model` must be a whole .keras file. Received: model={str(path)!r}, which is damaged ({error})"
+        ) from error
+    if broken is not None:
+        raise ValueError(
+            f"`model` must be a whole .keras file. Received: model={str(path)!r}, which is damaged (in {broken})"
+        )
+    register(config)
     return keras.saving.load_model(path, safe_mode=True)
 
 

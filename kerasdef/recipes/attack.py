@@ -15,6 +15,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from kerasdef.annotations import checked
 from kerasdef.attacks import Attack, by_name
 from kerasdef.attacks.sequence import WRONG, SequenceResult
 from kerasdef.catalog import ATTACKS
@@ -99,6 +100,7 @@ class AttackRun:
 
 
 @takes(AttackSettings)
+@checked
 def attack(
     model: keras.Model | Callable | str | Path,
     data: str | Path | Dataset | tuple = AttackSettings.data,

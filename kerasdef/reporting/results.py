@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kerasdef import checks
+from kerasdef.annotations import checked
 from kerasdef.evaluation.measures import measure
 from kerasdef.evaluation.outcomes import CLEAN, COLUMNS, POOLED, Outcome, fooled, pool, take
 from kerasdef.reporting import compare as pairs
@@ -22,6 +23,7 @@ from kerasdef.reporting.values import versions as installed
 class Results:
     """What was measured, and every number made of it; arguments as those of `kerasdef.Report`."""
 
+    @checked
     def __init__(
         self,
         outcomes: Sequence[Outcome],

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from kerasdef.annotations import check_fields
 from kerasdef.reporting.values import plain
 from kerasdef.texts import shown
 
@@ -36,6 +37,7 @@ class Section:
     figure: Figure | bytes | None = None
 
     def __post_init__(self):
+        check_fields(self)
         if not str(self.name).isidentifier():
             raise ValueError(f"`name` must have letters, digits and underscores only. Received: name={self.name!r}")
         rows = [plain(dict(row), "rows") for row in self.rows]

@@ -12,6 +12,7 @@ import numpy as np
 from keras import layers, ops
 
 from kerasdef import checks, models, norms
+from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks import Attack
 from kerasdef.norms import L1, L2, Linf, Norm
 
@@ -21,6 +22,7 @@ _DUAL = {Linf: 1, L2: 2, L1: np.inf}  # order of the norm that bounds an inner p
 # -- linear models with a known optimum ------------------------------------------------------------
 
 
+@checked
 def linear_model(weights, bias=None, input_shape=None) -> keras.Sequential:
     """Return the Keras model of `logits = flatten(x) @ weights + bias`: one Flatten and one Dense layer.
 
@@ -74,6 +76,7 @@ class LinearOracle:
     bias: np.ndarray | None = None
 
     def __post_init__(self):
+        check_fields(self)
         weights = np.asarray(self.weights, dtype="float64")
         bias = np.zeros(weights.shape[-1]) if self.bias is None else np.asarray(self.bias, dtype="float64")
         if weights.ndim != 2 or weights.shape[1] < 2 or bias.shape != weights.shape[1:]:
@@ -349,6 +352,7 @@ def _check_inputs(attack, case, expected) -> None:
     _raises(attack, "labels above the last class", lambda: _run(attack, dataclasses.replace(case, y=case.y + k)))
 
 
+@checked
 def check_attack(
     attack: Attack, *, norm: Norm | str | None = None, eps: float | None = None, kind: str | None = None
 ) -> None:

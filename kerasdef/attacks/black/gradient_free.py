@@ -65,7 +65,7 @@ class GradientFreeAttack(QueryAttack):
     @property
     def climbed(self) -> Callable:
         """Loss whose value the answers are given in."""
-        return losses.LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+        return losses.get(self.loss)
 
     @abstractmethod
     def draw(self, seeds, shape: tuple[int, ...]) -> np.ndarray:

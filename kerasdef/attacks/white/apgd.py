@@ -340,7 +340,7 @@ class APGD(StepAttack):
     def _evaluate(self, call, y, z, state, run):
         logits = call(z)
         if self.loss != TARGETED:
-            loss = losses.LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+            loss = losses.get(self.loss)
             return self.goal.value(loss, logits, y), (logits,)
         at = ops.minimum(run // self.restarts, state["targets"].shape[1] - 1)
         target = ops.take_along_axis(state["targets"], ops.expand_dims(at, 1), axis=1)[:, 0]

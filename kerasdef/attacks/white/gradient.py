@@ -97,8 +97,7 @@ class GradientAttack(StepAttack):
 
     def _evaluate(self, call, y, z):
         logits = call(z)
-        loss = losses.LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
-        return losses.finite(self.goal.value(loss, logits, y)), (logits,)
+        return losses.finite(self.goal.value(losses.get(self.loss), logits, y)), (logits,)
 
     def _remember(self, state: dict, value, logits, y) -> dict:
         """Keep the current point where it is better than the best so far."""
