@@ -23,6 +23,7 @@ GIB_EACH = 4  # memory that one process of the suite may come to need
 MOST = 4  # processes; each imports TensorFlow and trains the shared models anew
 
 
+@pytest.hookimpl(optionalhook=True)  # unknown without xdist
 def pytest_xdist_auto_num_workers(config):
     """Processes for `-n auto`, which setup.cfg asks for: by cores and memory; none where single files are named."""
     if config.args_source is config.ArgsSource.ARGS and any(a.split("::")[0].endswith(".py") for a in config.args):

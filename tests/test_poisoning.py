@@ -104,7 +104,7 @@ def training(seed):
 
 def test_crafted_points_hurt_the_targets_more_than_random_ones(digits):
     x, y, x_target, y_target = digits
-    attack = GMAPoisoning(share=0.3, steps=20, rounds=15, batch_size=300)
+    attack = GMAPoisoning(share=0.3, steps=10, rounds=15, batch_size=300)
     found = []
     for seed in range(2):
         found.append(

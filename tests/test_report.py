@@ -16,6 +16,7 @@ from kerasdef.evaluation import Outcome, wilson
 from kerasdef.evaluation.statistics import share_interval
 from kerasdef.reporting import Report, Section
 from kerasdef.reporting import figures as plots
+from kerasdef.reporting import results
 
 K = 3
 Y = [0, 1, 2, 0]
@@ -309,6 +310,16 @@ def test_the_adaptive_column_says_what_its_attackers_saw(access, text):
         shown = " ".join(shown.split())
         assert text in shown
         assert ("knows the whole defense and" in shown) == (access == ("gradients", "gradients"))
+
+
+def test_a_table_of_radii_is_measured_once_and_nobody_can_change_the_one_that_is_kept(monkeypatch):
+    report, calls = small(), []
+    real = results.measure
+    monkeypatch.setattr(results, "measure", lambda *a: calls.append(1) or real(*a))
+    report.by_radius("gma").loc[:, "n"] = -1
+    measured = len(calls)
+    assert (report.by_radius("gma")["n"] > 0).all()
+    assert 0 < measured == len(calls)
 
 
 def test_by_radius_splits_the_attack():
