@@ -102,9 +102,10 @@ def training(seed):
     return train
 
 
+@pytest.mark.slow  # that the loss of the targets rises is tested below
 def test_crafted_points_hurt_the_targets_more_than_random_ones(digits):
     x, y, x_target, y_target = digits
-    attack = GMAPoisoning(share=0.3, steps=10, rounds=15, batch_size=300)
+    attack = GMAPoisoning(share=0.3, steps=20, rounds=15, batch_size=300)
     found = []
     for seed in range(2):
         found.append(

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from kerasdef.evaluation import Outcome, wilson
 from kerasdef.evaluation.statistics import share_interval
-from kerasdef.reporting import Report, Section
+from kerasdef.reporting import Report, Section, results
 from kerasdef.reporting import figures as plots
-from kerasdef.reporting import results
 
 K = 3
 Y = [0, 1, 2, 0]
