@@ -22,9 +22,19 @@ GIB_EACH = 4  # memory that one process of the suite may come to need
 MOST = 4  # processes; each imports TensorFlow and trains the shared models anew
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads its options
+def pytest_cmdline_main(config):
+    """Ask for `-n auto --dist worksteal` where the command line does not; not in setup.cfg, for `-p no:xdist`."""
+    if config.pluginmanager.hasplugin("xdist") and "PYTEST_XDIST_WORKER" not in os.environ:
+        if config.option.numprocesses is None:
+            config.option.numprocesses = "auto"
+        if config.option.dist == "no":
+            config.option.dist = "worksteal"
+
+
 @pytest.hookimpl(optionalhook=True)  # unknown without xdist
 def pytest_xdist_auto_num_workers(config):
-    """Processes for `-n auto`, which setup.cfg asks for: by cores and memory; none where single files are named."""
+    """Processes for `-n auto`, the default: by cores and memory; none where single files are named."""
     if config.args_source is config.ArgsSource.ARGS and any(a.split("::")[0].endswith(".py") for a in config.args):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
