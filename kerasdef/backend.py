@@ -308,18 +308,24 @@ def sizes(batch_size: int) -> list[int]:
     return sorted({_BLOCK_XLA * max(1, batch_size // part // _BLOCK_XLA) for part in (1, 4, 16)}, reverse=True)
 
 
-def repeated(fn: Callable, times: int, model: keras.Model) -> Callable:
-    """Compile `times` applications of a step (x, y, state) -> state.
+def repeated(fn: Callable, model: keras.Model) -> Callable:
+    """Compile (x, y, state, times) -> state: as many applications of a step (x, y, state) -> state.
 
     On GPUs and with JAX one compiled loop. On TensorFlow's CPU one compiled step, called `times` times: inside a
     `tf.while_loop` the gradient of a max-pooling sometimes falls back to a slow kernel, which makes the whole loop up
     to 2.5 times slower, while a call costs less than a millisecond.
     """
     if NAME != "tensorflow" or has_gpu():
-        return compiled(lambda x, y, state: keras.ops.fori_loop(0, times, lambda i, s: fn(x, y, s), state), model)
+
+        def several(x, y, state, times):
+            return keras.ops.fori_loop(0, times, lambda i, s: fn(x, y, s), state)
+
+        program = compiled(several, model)
+        # a tensor: the number is no constant of the program, so there is one program for all
+        return lambda x, y, state, times: program(x, y, state, keras.ops.convert_to_tensor(times, "int32"))
     step = compiled(fn, model)
 
-    def run(x, y, state):
+    def run(x, y, state, times):
         for _ in range(times):
             state = step(x, y, state)
         return state

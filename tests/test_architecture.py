@@ -21,7 +21,7 @@ FRAMEWORKS = {"tensorflow", "jax"}
 # from the bottom to the top; a part imports from its own level and below
 LEVELS = [
     {"_version", "backend", "catalog"},
-    {"norms", "losses", "random", "checks", "settings", "goals", "threat", "files"},
+    {"norms", "losses", "random", "checks", "settings", "goals", "threat", "files", "identity", "archives", "texts"},
     {"runs"},
     {"models"},
     {"datasets"},

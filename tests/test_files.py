@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kerasdef import files, losses
+from kerasdef import losses
 from kerasdef.attacks import FGSM, GMA, PGD
-from kerasdef.files import UNKNOWN, architecture, digest, identity, write_whole
+from kerasdef.files import write_whole
+from kerasdef.identity import UNKNOWN, architecture, digest, identity, refuse_unknown
 from kerasdef.models import networks
 
 # -- writing --------------------------------------------------------------------------------------
@@ -280,7 +281,7 @@ def test_a_model_whose_layers_do_not_say_how_they_were_made_has_an_identity():
 
 SCRIPT = """
 import json
-from kerasdef.files import identity
+from kerasdef.identity import identity
 {body}
 def loss(logits, y):
     return SCALE * helper(logits)
@@ -324,7 +325,7 @@ def test_what_cannot_be_read_is_refused_with_what_to_do():
         found = identity(value, "attacks", strict=False)
         assert UNKNOWN in found
         with pytest.raises(ValueError, match=r"`attacks` must be .* Received: "):
-            files.refuse_unknown({"attacks": found}, "")
+            refuse_unknown({"attacks": found}, "")
     loss.digest = "version 1"
     assert of(loss)["digest"] == "version 1"
 

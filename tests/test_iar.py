@@ -18,8 +18,8 @@ from kerasdef import defenses, models
 from kerasdef.attacks import FGSM, PGD, AutoAttack, CarliniWagner
 from kerasdef.attacks.sequence import SequenceResult
 from kerasdef.defenses.loading import load_model
-from kerasdef.files import identity
 from kerasdef.goals import Evade, Misclassify
+from kerasdef.identity import identity
 from kerasdef.recipes.base import stratified
 from kerasdef.recipes.iar.attacks import CW_RADIUS, Within, default_attacks
 from kerasdef.recipes.iar.settings import RHO

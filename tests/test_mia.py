@@ -18,8 +18,9 @@ from kerasdef.attacks import FGSM, GMA
 from kerasdef.datasets import as_dataset
 from kerasdef.defenses import bootstrap_indices
 from kerasdef.recipes.mia import report
+from kerasdef.runs.pieces import restore, weights_piece
 from kerasdef.runs.seeds import derive
-from kerasdef.runs.store import Store, restore, weights_piece
+from kerasdef.runs.store import Store
 from kerasdef.training import adversarial_count
 
 SHARES = (0.2, 0.4)

@@ -12,8 +12,9 @@ from kerasdef.attacks import PGD, sequence
 from kerasdef.datasets import Dataset
 from kerasdef.models import networks
 from kerasdef.runs.cost import total
+from kerasdef.runs.pieces import read_piece, restore, weights_piece, write_piece
 from kerasdef.runs.seeds import derive
-from kerasdef.runs.store import EARLIER, Store, read_piece, restore, weights_piece, write_piece
+from kerasdef.runs.store import EARLIER, Store
 from kerasdef.training.state import read_state, write_state
 
 

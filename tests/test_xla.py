@@ -67,7 +67,7 @@ def test_a_repeated_step_is_one_loop_in_one_program(gpu):
 
     x, y, start = np.full((4, 2), 3.0, "float32"), np.float32(2), np.zeros((4, 2), "float32")
     gpu()
-    found = backend.repeated(step, 50, tiny())(x, y, start)
+    found = backend.repeated(step, tiny())(x, y, start, 50)
     np.testing.assert_array_equal(found, np.full((4, 2), 300))
     assert len(traces) < 5
     assert backend.sizes(256) == [256, 64]

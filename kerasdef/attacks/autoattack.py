@@ -113,8 +113,9 @@ class AutoAttack(Attack):
         """Attack every sample of an array; arguments as in a call.
 
         Args:
-            out: Folder for the state. It is written after every attack and every block of 1,024 samples; a run that is
-                killed and started again with the same folder goes on from there and ends with the same result.
+            out: Folder for the state. It is written after every attack and every block of 1,024 samples, and every few
+                seconds within; a run that is killed and started again with the same folder goes on from there and
+                ends with the same result.
 
         Returns:
             A `SequenceResult`: x_adv, success, which part broke what, a table, and flags where the result is doubtful.

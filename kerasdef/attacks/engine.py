@@ -28,6 +28,7 @@ from kerasdef.models import Victim, WhiteBox
 from kerasdef.models.victim import mean_logits
 from kerasdef.random import sample_seeds
 from kerasdef.runs import progress
+from kerasdef.runs.keeping import Keeper
 
 State = dict
 JUDGED = 2**31  # counters of draws that judge a point begin here; those of gradients count up from 0
@@ -183,16 +184,31 @@ class StepAttack(Attack):
     # -- on arrays ----------------------------------------------------------------------------------------------
 
     def _run(self, model, x, y, batch_size, seed, show) -> tuple[np.ndarray, np.ndarray]:
-        start, advance = self._programs(model)
+        start, move, look = self._programs(model)
+        keep = Keeper(type(self).__name__, x, y, seed, batch_size)
+        if keep.over:
+            return keep.found[0]["out"], keep.found[0]["spent"]
         sizes = backend.sizes(batch_size)  # as samples leave, the tail of a run goes on in a smaller pool
         parameters = {name: spread(name, value, len(x)) for name, value in self.parameters.items()}
         pool = _Pool(x, y, parameters, seed, start, sizes)
         out, spent = np.array(x), np.zeros(len(x), dtype="int64")
+        taken = 0  # steps since the last look
+        if keep.found is not None:
+            out, spent, taken = pool.take_up(*keep.found)
         with progress.bar(type(self).__name__, len(x), show=show, unit="samples") as tick:
+            tick(pool.done)
             while pool.refill(out, tick):
-                pool.state = advance(pool.x, pool.y, pool.state)
+                for count in keep.chunks(self.look_every - taken) if keep.active else (self.look_every,):
+                    pool.state = move(pool.x, pool.y, pool.state, count)
+                    taken += count
+                    if keep.active and pool.settled() and keep.due:
+                        keep.write(*pool.kept(out, spent, taken))
+                taken = 0
+                pool.state = look(pool.x, pool.y, pool.state)
                 pool.collect(out, spent, tick)
-        return out, np.minimum(spent, self.steps_in_all) * self.samples
+        spent = np.minimum(spent, self.steps_in_all) * self.samples
+        keep.finish(out=out, spent=spent)
+        return out, spent
 
     def _general(self) -> StepAttack:
         """This attack with `PASSED` in the place of its parameters: what one compiled program serves."""
@@ -202,7 +218,7 @@ class StepAttack(Attack):
         return other
 
     def _programs(self, model):
-        """Compiled `start` and `advance` for this attack and model; kept as long as the model lives."""
+        """Compiled start, steps and look for this attack and model; kept as long as the model lives."""
         attack, view = self._general(), model.view
         kept = _PROGRAMS.setdefault(view, OrderedDict())
         key = attack, self.look_every, model.map
@@ -224,14 +240,17 @@ class StepAttack(Attack):
                 state = attack.judge(victim(), x, y, state)
                 return {**state, "done": ops.logical_or(state["done"], wrong)}
 
-            steps, look = backend.repeated(step, self.look_every, view), backend.compiled(judge, view)
+            steps, judged = backend.repeated(step, view), backend.compiled(judge, view)
 
-            def advance(x, y, state):
+            def move(x, y, state, count):
+                moved = steps(x, y, {k: v for k, v in state.items() if k != "wrong"}, count)
+                return {**moved, "wrong": state["wrong"]}
+
+            def look(x, y, state):
                 wrong = state["wrong"]
-                state = steps(x, y, {k: v for k, v in state.items() if k != "wrong"})
-                return {**look(x, y, state, wrong), "wrong": wrong}
+                return {**judged(x, y, {k: v for k, v in state.items() if k != "wrong"}, wrong), "wrong": wrong}
 
-            kept[key] = (backend.compiled(start, view), advance)
+            kept[key] = (backend.compiled(start, view), move, look)
             if len(kept) > _KEPT:
                 kept.popitem(last=False)
         kept.move_to_end(key)
@@ -261,6 +280,11 @@ def spread(name: str, value, n: int) -> np.ndarray:
     return np.full(n, values, dtype="float32")
 
 
+def _under(prefix: str, arrays: dict) -> dict:
+    """Those arrays whose names begin so, without it."""
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
 class _Pool:
     """A fixed number of slots; a sample takes one until it is done.
 
@@ -276,6 +300,36 @@ class _Pool:
         self.x = self.y = self.state = None
         self.full = False  # nothing has left since the slots were filled
         self.done = self.fell = 0
+
+    def kept(self, out: np.ndarray, spent: np.ndarray, taken: int) -> tuple[dict, dict]:
+        """The whole state as arrays and JSON values, from which `take_up` goes on."""
+        arrays = {"out": out, "spent": spent, "index": self.index}
+        arrays |= {f"state/{k}": ops.convert_to_numpy(v)[: len(self.index)] for k, v in self.state.items()}
+        if self.reserve is not None:
+            arrays |= {"reserve": self.reserve[0]} | {f"reserve/{k}": v for k, v in self.reserve[1].items()}
+        counts = {"next": self.next, "full": self.full, "done": self.done, "fell": self.fell, "taken": taken}
+        return arrays, counts
+
+    def take_up(self, arrays: dict, counts: dict) -> tuple[np.ndarray, np.ndarray, int]:
+        """Go on from `kept`; returns the answer so far, the steps spent, and those since the last look."""
+        self.next, self.full, self.done, self.fell = (counts[name] for name in ("next", "full", "done", "fell"))
+        self.index = arrays["index"]
+        if "reserve" in arrays:
+            self.reserve = arrays["reserve"], _under("reserve/", arrays)
+        self._place(_under("state/", arrays))
+        return arrays["out"], arrays["spent"], counts["taken"]
+
+    def settled(self) -> bool:
+        """Wait for the steps to be taken: some backends only promise them."""
+        return ops.convert_to_numpy(self.state["done"]) is not None
+
+    def _place(self, state: dict) -> None:
+        """Put the samples in use and their state into slots, as few as hold them."""
+        size = next(s for s in reversed(self.sizes) if s >= len(self.index))
+        x, y, _, _ = self.source
+        rows = models.pad(self.index, size)
+        self.x, self.y = ops.convert_to_tensor(x[rows]), ops.convert_to_tensor(y[rows])
+        self.state = {k: models.pad(v, size) for k, v in state.items()}
 
     def _note(self, left: int, fell: int) -> str | None:
         """Count samples that leave; what a bar says where the state tells which samples fell."""
@@ -321,11 +375,7 @@ class _Pool:
         self.index = np.concatenate([i for i, _ in kept]) if kept else self.index
         if not len(self.index):
             return False
-        size = next(s for s in reversed(self.sizes) if s >= len(self.index))
-        x, y, _, _ = self.source
-        rows = models.pad(self.index, size)
-        self.x, self.y = ops.convert_to_tensor(x[rows]), ops.convert_to_tensor(y[rows])
-        self.state = {k: models.pad(np.concatenate([s[k] for _, s in kept]), size) for k in kept[0][1]}
+        self._place({k: np.concatenate([s[k] for _, s in kept]) for k in kept[0][1]})
         self.full = True
         return True
 

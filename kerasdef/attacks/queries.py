@@ -23,6 +23,7 @@ from kerasdef.goals import Evade, Goal, Misclassify
 from kerasdef.models.victim import Victim, WhiteBox, mean_logits
 from kerasdef.random import sample_seeds
 from kerasdef.runs import progress
+from kerasdef.runs.keeping import Keeper
 
 # A Keras model sees batches of one size only, so that float noise is the same for any batch size of the caller. Small
 # ones waste little where few samples are left; GPUs need large ones.
@@ -232,16 +233,12 @@ class QueryAttack(Attack):
     def _run(self, model, x, y, batch_size, seed, show) -> tuple[np.ndarray, np.ndarray]:
         n, y = len(x), np.asarray(y, dtype="int32")
         ask = Queries(model, self.goal, y, self.queries, self.climbed, self.samples)
-        everyone = np.arange(n)
-        value, wrong = ask.clean(x)
-        seeds = sample_seeds(seed, everyone)
-        state = {"row": everyone, "x": x, "seed": seeds, "adv": np.array(x), "moves": np.zeros(n, dtype="int64")}
-        state |= self.init(x, seeds, value) | {"reached": wrong}
-        state["done"] = state["done"] | wrong | (ask.left(everyone) < self.least)
+        keep = Keeper(type(self).__name__, x, y, seed)
+        state = self._begin(ask, x, seed) if keep.found is None else self._take_up(ask, x, seed, keep.found[0])
         waiting = np.flatnonzero(~state["done"])
         rows, waiting = waiting[:batch_size], waiting[batch_size:]
         with progress.bar(type(self).__name__, n, show=show, unit="samples") as tick:
-            done, fell = n - len(rows) - len(waiting), int(wrong.sum())
+            done, fell = n - len(rows) - len(waiting), int(state["reached"][state["done"]].sum())
             tick(done, progress.standing(done, fell))
             while len(rows):
                 part = {k: v[rows] for k, v in state.items()}
@@ -249,17 +246,52 @@ class QueryAttack(Attack):
                     self.round(ask, part)
                     part["moves"] += 1
                     part["done"] |= ask.left(rows) < self.least
-                for k, v in part.items():
-                    if k not in ("row", "x", "seed"):
-                        state[k][rows] = v
+                    if keep.due:
+                        _put_back(part, state, rows)
+                        keep.write(_told(state) | {"asked": ask.spent}, {})
+                _put_back(part, state, rows)
                 over = part["done"]
                 done, fell = done + int(over.sum()), fell + int(part["reached"][over].sum())
                 tick(int(over.sum()), progress.standing(done, fell))
                 free = batch_size - int((~over).sum())
                 rows, waiting = np.concatenate([rows[~over], waiting[:free]]), waiting[free:]
+        if not keep.over:
+            keep.write(_told(state) | {"asked": ask.spent}, {}, over=True)
         if model.access != "gradients":
             model.result = state["adv"], state["reached"]
         return state["adv"], ask.spent
+
+    def _begin(self, ask: Queries, x, seed: int) -> dict[str, np.ndarray]:
+        """The state of all samples before the first round."""
+        n = len(x)
+        everyone, (value, wrong) = np.arange(n), ask.clean(x)
+        seeds = sample_seeds(seed, everyone)
+        state = {"row": everyone, "x": x, "seed": seeds, "adv": np.array(x), "moves": np.zeros(n, dtype="int64")}
+        state |= self.init(x, seeds, value) | {"reached": wrong}
+        state["done"] = state["done"] | wrong | (ask.left(everyone) < self.least)
+        return state
+
+    def _take_up(self, ask: Queries, x, seed: int, found: dict) -> dict[str, np.ndarray]:
+        """The state of all samples as it was kept."""
+        everyone = np.arange(len(x))
+        ask.spent[:] = found["asked"]
+        state = {name: value for name, value in found.items() if name != "asked"}
+        return {"row": everyone, "x": x, "seed": sample_seeds(seed, everyone)} | state
+
+
+_GIVEN = ("row", "x", "seed")  # parts of the state that no round changes
+
+
+def _put_back(part: dict[str, np.ndarray], state: dict[str, np.ndarray], rows: np.ndarray) -> None:
+    """Write what was done to some samples into the state of all."""
+    for name, value in part.items():
+        if name not in _GIVEN:
+            state[name][rows] = value
+
+
+def _told(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a state has to say to go on from it."""
+    return {name: value for name, value in state.items() if name not in _GIVEN}
 
 
 # -- many numbers for one sample ---------------------------------------------------------------------------------

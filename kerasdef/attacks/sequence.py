@@ -2,6 +2,7 @@
 
 A run is cut into blocks of a fixed number of samples. What a block found is one small file, written as soon as it is
 there; a run that is started again in the same folder reads those files and goes on with the first that is missing.
+Within a block the state of the attack is kept by time.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import pandas as pd
 from kerasdef._version import __version__
 from kerasdef.attacks import signs
 from kerasdef.attacks.base import Attack, Result
-from kerasdef.files import digest
+from kerasdef.identity import digest
+from kerasdef.runs import keeping
+from kerasdef.runs.pieces import Piece
 from kerasdef.runs.seeds import derive
-from kerasdef.runs.store import Piece, Store
+from kerasdef.runs.store import Store
 
 BLOCK = 1024  # samples between two saves: four full pools, so that few steps run half empty
 STANDS, WRONG = -1, -2  # values of `broken_by` that are no index of a part
@@ -108,9 +111,10 @@ def run(
         for j, start in enumerate(range(0, len(standing), BLOCK)):
             index = standing[start : start + BLOCK]
             options = batch_size, seed if i == j == 0 else derive(seed, i, j), progress
+            piece = f"{i:02d}-{name}-{j:04d}"
             found, _ = store.get(
-                f"{i:02d}-{name}-{j:04d}",
-                partial(_block, attack, model, x, y, index, options),
+                piece,
+                partial(_block, attack, model, x, y, index, options, store, piece),
                 phase=name,
                 given={"samples": digest(index)},
             )
@@ -131,8 +135,9 @@ def run(
     return SequenceResult(x_adv, broken_by != STANDS, spent, tuple(parts), broken_by, table, flags)
 
 
-def _block(attack: Attack, model, x, y, index: np.ndarray, options: tuple) -> Piece:
+def _block(attack: Attack, model, x, y, index: np.ndarray, options: tuple, store: Store, piece: str) -> Piece:
     """What an attack finds on some of the samples, as a piece."""
-    result = attack.rows(index, len(x))._result(model, model.rows(x, index), y[index], *options)
+    with keeping.kept(store.path(piece), store.of(piece)):
+        result = attack.rows(index, len(x))._result(model, model.rows(x, index), y[index], *options)
     arrays = {"success": result.success, "x_adv": result.x_adv[result.success], "evaluations": result.evaluations}
     return arrays, {}

@@ -14,6 +14,7 @@ import typer
 from kerasdef._version import __version__
 from kerasdef.cli import attack, export, report, train
 from kerasdef.cli import list as lists
+from kerasdef.texts import shown
 
 app = typer.Typer(
     help="Adversarial robustness for Keras: train, judge and ship defended classifiers.",
@@ -44,9 +45,10 @@ def _options(
 
 
 def main() -> None:
-    """Run the command; a wrong value is one line on stderr and exit status 2."""
+    """Run the command; a wrong value, or a disk that does not take a file, is one line on stderr and exit status 2."""
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
-        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        text = " ".join(str(error).split())
+        print(f"Error: {shown(text)}", file=sys.stderr)
         sys.exit(2)

@@ -11,7 +11,7 @@ import numpy as np
 
 from kerasdef import checks
 from kerasdef.datasets import splits
-from kerasdef.files import digest
+from kerasdef.identity import digest
 
 SPLITS = ("train", "valid", "test")
 

@@ -19,6 +19,7 @@ from kerasdef.evaluation.outcomes import CLEAN, COLUMNS, Outcome
 from kerasdef.evaluation.plan import Images, Plan, Planned
 from kerasdef.models.bounds import input_bounds
 from kerasdef.norms import Norm
+from kerasdef.runs import keeping
 from kerasdef.runs.store import Store
 
 _ACCESS = {"white box": "gradients", "black box": "scores"}
@@ -159,7 +160,8 @@ def _made(defense, x, y, plan: Plan, column, name, planned: Planned, store: Stor
             state = store.path(piece, judging=True)
             parts = sequence.run({name: attack}, view, clean, truth, out=state, **options)
         if parts is None:
-            return {"x": attack(victim, x, y, **options)}, {"flags": {}}
+            with keeping.kept(store.path(piece, judging=True), store.of(piece)):
+                return {"x": attack(victim, x, y, **options)}, {"flags": {}}
         arrays = {"x": parts.x_adv, "broken_by": parts.broken_by, "evaluations": parts.evaluations}
         return arrays, {"flags": parts.flags, "parts": parts.table.to_dict("records")}
 

@@ -22,10 +22,12 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, models
+from kerasdef.archives import check_zip
 from kerasdef.files import write_whole
 from kerasdef.models.bounds import UNIT, float_input, from_pixels, input_bounds
 from kerasdef.models.loading import read_keras
-from kerasdef.runs.store import RUN
+from kerasdef.runs import places
+from kerasdef.runs.places import RUN
 
 FORMATS = ("saved_model", "keras")
 FACTS = Path("assets.extra", "kerasdef.json")  # TensorFlow's place for files of others in a SavedModel
@@ -195,6 +197,7 @@ def facts_of(path: str | Path) -> dict:
     path = Path(path)
     if path.suffix == ".keras" and path.is_file():
         with zipfile.ZipFile(path) as file:
+            check_zip(file)
             return json.loads(file.read(KERAS_FACTS)) if KERAS_FACTS in file.namelist() else {}
     facts = path / FACTS
     return json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
@@ -238,7 +241,8 @@ def export(
     Args:
         model: A `kerasdef.defenses.Defense`, or a classifier; the SavedModel of a classifier gives `label` and
             `probabilities`.
-        path: A folder for "saved_model", a file ending in .keras for "keras". Replaced if it is there.
+        path: A folder for "saved_model", a file ending in .keras for "keras": nothing, an empty folder, or an earlier
+            export of the same kind and run, which is replaced.
         to: "saved_model": signatures `serving_default` (float32 images within the bounds) and `serving_uint8` (uint8
             images, 0 to 255 mapped onto the bounds), both with named outputs; runs without kerasdef. "keras": a .keras
             file for safe mode. That of a defense loads once kerasdef is known to Keras: `import kerasdef.defenses`, or
@@ -252,15 +256,16 @@ def export(
         The path.
 
     Raises:
-        ValueError: An unknown format, a wrong file name, other bounds than the defense has.
+        ValueError: An unknown format, a wrong file name, something else where the export is to be, other bounds than
+            the defense has.
+        OSError: It could not be written.
         RuntimeError: What was written does not decide as the live model.
     """
     path = Path(path)
     checks.one_of("to", to, FORMATS)
     if to == "keras" and path.suffix != ".keras":
         raise ValueError(f"`path` must end in .keras. Received: path={str(path)!r}")
-    if path.is_dir() and (to == "keras" or (any(path.iterdir()) and not (path / "saved_model.pb").is_file())):
-        raise ValueError(f"`path` must be new, empty or an earlier export. Received: path={str(path)!r}")
+    places.of_export(path, to, (facts or {}).get("run"), facts_of)
     said, bounds = input_bounds(model), None if bounds is None else checks.bounds(bounds)
     if bounds is not None and said != bounds and (to == "keras" or hasattr(model, "facts")):
         raise ValueError(
@@ -298,8 +303,18 @@ def run_of(path: Path) -> dict | None:
     near = list(path.resolve().parents)[:2]  # with a defense for each attack they lie in folders below that of the run
     for folder in near:
         if (folder / RUN).is_file():
-            return json.loads((folder / RUN).read_text(encoding="utf-8"))
+            return _settings(folder / RUN)
     return None
+
+
+def _settings(record: Path) -> dict:
+    try:
+        return dict(json.loads(record.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"`model` must lie in a folder whose {RUN} tells which run it is from: move it elsewhere. "
+            f"Received: {str(record)!r}, which is damaged"
+        ) from None
 
 
 def export_run(run: str | Path, *, to: str = "saved_model", out: str | Path | None = None) -> dict[str, Path]:

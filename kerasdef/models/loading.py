@@ -9,6 +9,8 @@ from pathlib import Path
 
 import keras
 
+from kerasdef.archives import check_zip
+
 
 def read_keras(path: str | Path) -> keras.Model:
     """The model of a .keras file, read in safe mode.
@@ -26,6 +28,7 @@ def read_keras(path: str | Path) -> keras.Model:
     if path.suffix != ".keras" or not path.is_file():
         raise ValueError(f"`model` must be a .keras file. Received: model={str(path)!r}")
     with zipfile.ZipFile(path) as file:
+        check_zip(file)
         register(json.loads(file.read("config.json")))
     return keras.saving.load_model(path, safe_mode=True)
 

@@ -23,12 +23,15 @@ from kerasdef.datasets import load as load_dataset
 from kerasdef.defenses.loading import Loaded, is_resplit, load_model, test_images
 from kerasdef.evaluation import Evaluation, Plan, Planned, evaluate, wilson
 from kerasdef.evaluation.outcomes import POOLED
-from kerasdef.files import digest, identity
+from kerasdef.files import write_text, write_whole
+from kerasdef.identity import digest, identity
 from kerasdef.recipes.settings import AttackSettings
 from kerasdef.reporting import Report, Section
 from kerasdef.reporting.words import distance, label
+from kerasdef.runs import places
 from kerasdef.runs.store import Store
 from kerasdef.settings import takes
+from kerasdef.texts import cell
 
 _SHOWN = 8  # adversarial images in the report
 
@@ -115,6 +118,8 @@ def attack(
             attack.
     """
     s = AttackSettings.of({"model": model, "data": data, "attack": attack, **given})
+    if s.out is not None:
+        places.of_attack(Path(s.out))
     data = load_dataset(s.data) if isinstance(s.data, str | Path) else s.data
     loaded = load_model(s.model, bounds=s.bounds or getattr(data, "bounds", None))
     dataset = test_images(data, loaded)
@@ -148,7 +153,7 @@ def _store(out, loaded: Loaded, chosen: Attack, dataset: Dataset, rows: np.ndarr
         "data": digest(dataset.x_test[rows], dataset.y_test[rows]),
         "seed": seed,
     }
-    return Store(Path(out) / "state", settings)
+    return Store(Path(out) / places.STATE, settings)
 
 
 def _share(value: float, n: int) -> str:
@@ -256,8 +261,9 @@ def _notes(loaded: Loaded, dataset: Dataset) -> list[str]:
 def _save(run: AttackRun, y: np.ndarray, out: Path) -> dict[str, Path]:
     result = run.result
     files = {"examples": out / "examples.npz", "attack table": out / "attack.csv", "result": out / "attack.json"}
-    np.savez_compressed(files["examples"], x_adv=result.x_adv, y=y, success=result.success, broken_by=result.broken_by)
-    run.table().to_csv(files["attack table"], index=False)
+    arrays = {"x_adv": result.x_adv, "y": y, "success": result.success, "broken_by": result.broken_by}
+    write_whole(files["examples"], lambda part: np.savez_compressed(part, **arrays))
+    write_text(files["attack table"], run.table().map(cell).to_csv(index=False))
     outcome = run.report.outcomes[-1]
     record = {
         "clean_accuracy": run.clean_accuracy,
@@ -270,5 +276,5 @@ def _save(run: AttackRun, y: np.ndarray, out: Path) -> dict[str, Path]:
         "parts": run.report.sections[0].rows,
         "flags": result.flags,
     }
-    files["result"].write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_text(files["result"], json.dumps(record, indent=1))
     return {**files, **run.report.save(out)}

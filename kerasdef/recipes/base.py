@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import keras
 import numpy as np
 
 from kerasdef import backend, models
 from kerasdef.runs import progress
-from kerasdef.training import Mixture
+from kerasdef.runs.store import Store
+from kerasdef.training import Mixture, Resume
 
 _SHOWN = 8  # images in a report
 
@@ -58,8 +60,11 @@ def fit(
     learning_rate: float = 1e-3,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     show: bool | None = None,
+    keep: tuple[Path, str] | None = None,
 ) -> dict[str, list[float]]:
     """Train a classifier that gives logits with Adam and sparse categorical cross-entropy.
+
+    With `keep`, what `unfinished` gives for a piece, a training that was killed goes on where it was.
 
     Returns:
         Keras' history: loss, accuracy and, with `valid`, val_loss and val_accuracy by epoch.
@@ -70,16 +75,23 @@ def fit(
         metrics=["accuracy"],
         jit_compile=backend.jit(),
     )
+    resume = [] if keep is None else [Resume(keep[0], data, callbacks, of=keep[1])]
     with progress.bar(title, epochs * len(data), show=show, unit="batches") as advance:
         history = model.fit(
             data,
             epochs=epochs,
             validation_data=valid,
             verbose=0,
-            callbacks=[*callbacks, Tick(advance, len(data))],
+            callbacks=[*callbacks, Tick(advance, len(data)), *resume],
             shuffle=False,  # the order is that of `data`; Keras would shuffle the batches without a seed
         )
     return {k: [float(v) for v in values] for k, values in history.history.items()}
+
+
+def unfinished(store: Store, piece: str) -> tuple[Path, str] | None:
+    """File for the state of the training that makes a piece, and what it is of; None where nothing is kept."""
+    folder = store.path(piece)
+    return None if folder is None else (folder / "training.npz", store.of(piece))
 
 
 def stratified(y: np.ndarray, limit: int, seed: int) -> np.ndarray:

@@ -14,12 +14,13 @@ from kerasdef import checks
 from kerasdef.attacks import GMA, GMAAnalysis, gma_analysis
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.evaluation import Plan, Planned, evaluate
-from kerasdef.files import digest, identity
+from kerasdef.identity import digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.base import fit
+from kerasdef.recipes.base import fit, unfinished
 from kerasdef.reporting import Report
+from kerasdef.runs.pieces import restore, weights_piece
 from kerasdef.runs.seeds import derive
-from kerasdef.runs.store import Store, restore, weights_piece
+from kerasdef.runs.store import Store
 from kerasdef.training import Mixture
 
 VICTIMS = ("vgg7", "vgg16", "resnet32", "resnet50")  # paper, section 6.2
@@ -123,6 +124,7 @@ def gma_victims(
 
         def make(model=model, name=name):
             options = {"epochs": epochs, "title": name, "learning_rate": learning_rate, "show": progress}
+            options["keep"] = unfinished(pieces, name)
             return weights_piece(model, fit(model, train, **options))
 
         piece = pieces.get(name, make, phase=f"train/{name}")

@@ -81,10 +81,13 @@ class Report(Results):
         Each file is written whole or not at all, `report.json` last.
 
         Args:
-            folder: Where to; made if it does not exist.
+            folder: Where to: nothing, an empty folder, or that of an earlier report of the same run.
 
         Returns:
             The path of each file by its name; figures by "figures/NAME".
+
+        Raises:
+            ValueError: The folder holds something else.
         """
         return storage.write(self, Path(folder), self._drawn())
 

@@ -33,10 +33,19 @@ class Cost(keras.callbacks.Callback):
         """Start the clock."""
         self._start = time.perf_counter()
 
+    def on_train_batch_end(self, batch, logs=None):
+        """Add the time of the batch."""
+        self._add()
+
     def on_epoch_end(self, epoch, logs=None):
         """Add the epoch; what other callbacks do after this one does not count."""
         self.gradients += self.images * getattr(self.model, "gradients_per_image", 1)
-        self.seconds += time.perf_counter() - self._start
+        self._add()
+
+    def _add(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._start
+        self._start = now
 
     def get_state(self) -> dict:
         """What a resumed run needs."""

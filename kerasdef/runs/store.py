@@ -5,33 +5,33 @@ from __future__ import annotations
 import copy
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import keras
-import numpy as np
+from kerasdef.files import remove, write_text
+from kerasdef.identity import digest, identity, refuse_unknown
+from kerasdef.runs import locks, places
+from kerasdef.runs.pieces import Damaged, Piece, read_or_none, read_piece, write_piece
+from kerasdef.runs.places import RUN
 
-from kerasdef.files import digest, identity, refuse_unknown, remove, write_whole
-
-RUN = "run.json"  # settings of a run, in its folder
 EARLIER = "earlier"  # seconds that processes before this one spent on a piece
-_META = "meta"
 _GIVEN = "given"
 _INNER = "inner"
 _SECONDS = "seconds"
-
-Piece = tuple[dict[str, np.ndarray], dict]
 
 
 class Store:
     """Finished pieces of a run, kept in a folder where there is one.
 
     A piece is a dict of arrays and a dict of JSON values. It is written whole or not at all, so a run that was killed
-    goes on from its last finished piece. Two runs are the same where the content of their settings is the same.
+    goes on from its last finished piece. Two runs are the same where the content of their settings is the same. A piece
+    says what it is of and has a digest of its content: one that is damaged or of something else is made again, with a
+    warning. As long as the store lives, no other process can open its folder.
 
     Args:
         folder: Where the run is kept, or None for a run that is not kept.
-        settings: Everything the results depend on; see `kerasdef.files.identity` for what it may hold.
+        settings: Everything the results depend on; see `kerasdef.identity.identity` for what it may hold.
         judging: Names of those settings that only judging pieces depend on: a run may go on with others, and only these
             pieces are made again.
 
@@ -39,8 +39,8 @@ class Store:
         times: Phase and seconds of every piece that was asked for.
 
     Raises:
-        ValueError: The folder holds another run, or something that is no run; or the content of a setting cannot be
-            read.
+        ValueError: The folder holds another run, or something that is no run, or another process works in it; or the
+            content of a setting cannot be read.
     """
 
     def __init__(self, folder: str | Path | None, settings: Mapping, *, judging: Sequence[str] = ()):
@@ -50,23 +50,52 @@ class Store:
         self.judging: dict = {}
         if self.folder is None:
             return
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"`out` must be a folder. Received: out={str(folder)!r}, which is a file")
         settings = {name: identity(value, name) for name, value in settings.items()}
         refuse_unknown(settings, "")
         settings = json.loads(json.dumps(settings))
         self.judging = {name: settings.pop(name) for name in judging}
+        self.run = digest(settings)
+        self._open(settings)
+
+    def _open(self, settings: dict) -> None:
+        """Take the folder, and see that it is of this run."""
         record = self.folder / RUN
-        if record.exists():
-            _check_same(json.loads(record.read_text(encoding="utf-8")), settings, folder)
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        if not record.exists() and places.others(self.folder):
             raise ValueError(
-                f"`out` must be a new or empty folder, or one of an earlier run. Received: out={str(folder)!r}, "
+                f"`out` must be a new or empty folder, or one of an earlier run. Received: out={str(self.folder)!r}, "
                 "which holds other files"
             )
-        else:
-            text = json.dumps(settings, indent=1)
-            write_whole(record, lambda path: path.write_text(text, encoding="utf-8"))
+        places.folder("out", self.folder)
+        self._lock = locks.hold("out", self.folder)
+        if record.exists():
+            found = _read(record)
+            if found is not None:
+                _check_same(found, settings, self.folder)
+                return
+            self._recover(record)
+        write_text(record, json.dumps(settings, indent=1))
+
+    def _recover(self, record: Path) -> None:
+        """Refuse a damaged record, unless the pieces beside it tell that they are of this run."""
+        if not self._known():
+            raise ValueError(
+                f"`out` must be a new folder, or one of a run with the same settings. Received: "
+                f"out={str(self.folder)!r}, whose {RUN} is damaged, so that nothing tells which run it holds: take "
+                "another folder, or empty this one to begin anew"
+            )
+        warnings.warn(f"{record} is damaged: it is made again, for the pieces beside it are of this run.", stacklevel=5)
+
+    def _known(self) -> bool:
+        """Whether some piece in the folder is of this run, and none of another."""
+        known = False
+        for path in sorted((self.folder / "pieces").rglob("*.npz")):
+            try:
+                read_piece(path, of=self.of(path.relative_to(self.folder / "pieces").with_suffix("").as_posix()))
+                known = True
+            except Damaged as damage:
+                if "another run" in str(damage):
+                    return False
+        return known
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -81,6 +110,10 @@ class Store:
         part = copy.copy(self)
         part.times = dict(self.times)
         return part
+
+    def of(self, name: str) -> str:
+        """What a piece, or the state of one, is of: this run and its name."""
+        return "" if self.folder is None else f"{self.run[:32]} {name}"
 
     def path(self, name: str, *, judging: bool = False) -> Path | None:
         """Folder for the state of an unfinished piece, which may not exist yet; None where nothing is kept.
@@ -109,11 +142,11 @@ class Store:
         """
         path = None if self.folder is None else self.folder / "pieces" / f"{name}.npz"
         given = (self.judging if judging else {}) | json.loads(json.dumps(dict(given or {})))
-        piece = None if path is None or not path.exists() else read_piece(path)
+        piece = None if path is None else read_or_none(path, of=self.of(name))
         if piece is None or piece[1][_GIVEN] != given:
             piece = self._made(make, given)
             if path is not None:
-                write_piece(path, *piece)
+                write_piece(path, *piece, of=self.of(name))
                 remove(self.path(name, judging=judging))
         # pieces made within this one count on their own; of a piece that is found they are not asked for
         self.times |= {inner: tuple(found) for inner, found in piece[1][_INNER].items()}
@@ -133,31 +166,6 @@ class Store:
         }
         self._within = outer + spent
         return arrays, meta
-
-
-def write_piece(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping) -> None:
-    """Write arrays and JSON values into one file that ends in .npz, whole or not at all."""
-    write_whole(path, lambda part: np.savez(part, **arrays, **{_META: json.dumps(meta)}))
-
-
-def read_piece(path: Path) -> Piece:
-    """Read what `write_piece` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        return {k: file[k] for k in file.files if k != _META}, json.loads(str(file[_META]))
-
-
-def weights_piece(model: keras.Model, history: Mapping) -> Piece:
-    """A piece from a trained model: its weights and the states of its random layers."""
-    arrays = {f"w{i:03d}": keras.ops.convert_to_numpy(v) for i, v in enumerate(model.variables)}
-    return arrays, {"history": dict(history)}
-
-
-def restore(model: keras.Model, piece: Piece) -> keras.Model:
-    """Give a model the weights of a piece."""
-    names = [f"w{i:03d}" for i in range(len(piece[0]))]
-    for variable, name in zip(model.variables, names, strict=True):
-        variable.assign(piece[0][name])
-    return model
 
 
 def _check_same(found: dict, wanted: dict, folder) -> None:
@@ -185,3 +193,12 @@ def _differences(found: dict, wanted: dict, prefix: str):
 def _short(value) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _read(record: Path) -> dict | None:
+    """The settings in a record; None where it is damaged."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

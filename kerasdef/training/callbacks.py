@@ -12,6 +12,7 @@ import numpy as np
 from kerasdef import checks, models
 from kerasdef.attacks import PGD, Attack, StepAttack, signs
 from kerasdef.datasets.batches import Mixture
+from kerasdef.runs.keeping import Pace
 from kerasdef.training.schedules import Stage, attack_of
 from kerasdef.training.state import read_state, training_variables, write_state
 from kerasdef.training.trainer import Trainer
@@ -265,56 +266,109 @@ class AttackStages(keras.callbacks.Callback):
 
 
 class Resume(keras.callbacks.Callback):
-    """Writes the whole state of a training after each epoch, and goes on from it when training begins.
+    """Writes the whole state of a training after each epoch and from time to time within, and goes on from it.
 
     Weights, optimizer, random layers, seeds of the attack, the states of other callbacks, the history and the order of
     the data are all in it: a training that was killed anywhere and started again with the same arguments ends with the
-    same weights as one that was not. Put it last in `callbacks`.
+    same weights as one that was not. Put it last in `callbacks`. Where a training goes on within an epoch, the batches
+    before that are read from the data again, but not trained on.
 
     Args:
-        path: File to write, ending in .npz.
+        path: File to write, ending in .npz. A file that is no state of a training is not lost: it is renamed.
         data: The `Mixture` that is trained on, whose order then goes on as well. With other data, pass
             `shuffle=False` to `fit` or the order will be another.
         others: Callbacks whose state is kept too: by their own `get_state` and `set_state`, or, as for Keras' own such
             as `EarlyStopping`, those numbers and lists of weights among their attributes that training changes.
+        of: What the state is of, such as the name of the training. The state of something else is not taken up.
+        seconds: Seconds between two states within an epoch, above 0; more where they take long to write.
     """
 
-    def __init__(self, path: str | Path, data: Mixture | None = None, others: Sequence[keras.callbacks.Callback] = ()):
+    def __init__(
+        self,
+        path: str | Path,
+        data: Mixture | None = None,
+        others: Sequence[keras.callbacks.Callback] = (),
+        *,
+        of: str = "",
+        seconds: float = 5.0,
+    ):
         super().__init__()
-        self.path, self.data = Path(path), data
+        self.path, self.data, self.said = Path(path), data, of
         self.others = list(others)
+        self.pace = Pace(checks.real("seconds", seconds, low=0.0, open_low=True))
         self.fresh: list[dict] = []  # their states when training begins
         self.begun, self.history = 0, {}
+        self.calls, self.skipped, self.epoch = 0, 0, 0  # steps of this epoch; those of them that were trained before
+        self.real = None  # the training function, while others' steps are skipped
 
     def on_train_begin(self, logs=None):
         """Read the state, where there is one."""
-        self.begun, self.history = 0, {}
+        self.begun, self.history, self.skipped, self.real = 0, {}, 0, None
         self.fresh = [_state(other) for other in self.others]
-        if not self.path.exists():
+        state = self._read()
+        if state is None:
             return
-        state, arrays = read_state(self.path, self.model)
-        for i, other in enumerate(self.others):
-            own = {k.split("/", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{i}/")}
-            _give_back(other, state["others"][i] | own)
-        self.begun, self.history = state["epoch"], state["history"]
+        self.begun, self.history, self.skipped = state["epoch"], state["history"], state["steps"]
         if self.data is not None:
             self.data.begin(state["order"])
         self.model._initial_epoch = self.begun  # as Keras' own BackupAndRestore does
 
     def on_epoch_begin(self, epoch, logs=None):
         """Write the state as it is before the epoch, with what callbacks did after the one before."""
+        self.epoch, self.calls = epoch, 0
         history = self.model.history
         if epoch == self.begun and self.history:
             history.history = {k: list(v) for k, v in self.history.items()}
             history.epoch = list(range(self.begun))
         elif epoch > self.begun:
-            self._write(epoch, history.history)
+            self._write(0)
+        if epoch == self.begun and self.skipped:
+            self.real, self.model.train_function = self.model.train_function, self._skip
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Write the state where it is time; after the steps that were skipped, take it up as it was there."""
+        self.calls += 1
+        if self.real is None:
+            if self.pace.due():
+                self._write(self.calls)
+        elif self.calls == self.skipped:
+            self.model.train_function, self.real = self.real, None
+            if hasattr(self.model, "jax_state_sync"):
+                self.model.jax_state_sync()
+            self._read()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Find out where the data has fewer batches than that of the training that was killed."""
+        if self.real is not None:
+            raise ValueError(
+                f"The data must be those of the training that goes on, which was in step {self.skipped} of this epoch. "
+                f"Received: {self.calls} steps in an epoch"
+            )
 
     def on_train_end(self, logs=None):
         """Let the next `fit` begin where it is told to."""
         self.model._initial_epoch = None
 
-    def _write(self, epoch: int, history: dict) -> None:
+    def _skip(self, *arguments):
+        """Stands in for the training function: takes the batches, and does nothing with them."""
+        for _ in range(self.model.steps_per_execution):
+            next(arguments[-1])
+        return {} if len(arguments) == 1 else ({}, arguments[0])  # JAX passes its state
+
+    def _read(self) -> dict | None:
+        """Take the state up, as far as it is not of the epoch."""
+        found = read_state(self.path, self.model, of=self.said)
+        if found is None:
+            return None
+        state, arrays = found
+        for i, other in enumerate(self.others):
+            own = {k.split("/", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{i}/")}
+            _give_back(other, state["others"][i] | own)
+        return state
+
+    def _write(self, steps: int) -> None:
+        if hasattr(self.model, "jax_state_sync"):
+            self.model.jax_state_sync()
         arrays = {}
         plain = []
         for i, other in enumerate(self.others):
@@ -323,8 +377,9 @@ class Resume(keras.callbacks.Callback):
                 state = {k: v for k, v in state.items() if isinstance(v, np.ndarray) or self.fresh[i].get(k) != v}
             arrays |= {f"{i}/{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
             plain.append({k: v for k, v in state.items() if not isinstance(v, np.ndarray)})
-        numbers = {k: [float(v) for v in values] for k, values in history.items()}
-        meta = {"epoch": epoch, "history": numbers, "others": plain}
+        numbers = {k: [float(v) for v in values] for k, values in self.model.history.history.items()}
+        meta = {"epoch": self.epoch, "steps": steps, "history": numbers, "others": plain}
         if self.data is not None:
             meta["order"] = self.data.epoch
-        write_state(self.path, self.model, meta, arrays)
+        with self.pace.writing():
+            write_state(self.path, self.model, meta, arrays, of=self.said)

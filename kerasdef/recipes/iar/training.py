@@ -19,17 +19,19 @@ from kerasdef.attacks import PGD, Attack, AutoAttack, Evade
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses import RejectClass
 from kerasdef.evaluation import Evaluation, Plan, Planned, evaluate
-from kerasdef.files import digest, identity
+from kerasdef.files import remove
+from kerasdef.identity import digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.base import check_network, first_examples, fit, stratified
+from kerasdef.recipes.base import check_network, first_examples, fit, stratified, unfinished
 from kerasdef.recipes.iar.attacks import Within, default_attacks
 from kerasdef.recipes.iar.result import IAR
 from kerasdef.recipes.iar.settings import ADAPTIVE_STEP, EPS, GRAY, JUDGING, RHO, SPLIT, IARSettings
 from kerasdef.recipes.settings import usual_batch
 from kerasdef.reporting import Report
-from kerasdef.runs import progress
+from kerasdef.runs import keeping, progress
+from kerasdef.runs.pieces import restore, weights_piece
 from kerasdef.runs.seeds import derive
-from kerasdef.runs.store import EARLIER, Store, restore, weights_piece
+from kerasdef.runs.store import EARLIER, Store
 from kerasdef.settings import takes
 from kerasdef.training import Mixture, Shares
 from kerasdef.training.state import read_state, write_state
@@ -135,6 +137,7 @@ class _Run:
                 title=f"{role}, clean images",
                 valid=Mixture([(d.x_valid, d.y_valid)], batch_size=512),
                 show=self.show,
+                keep=unfinished(pieces, role),
             )
             return weights_piece(model, history)
 
@@ -182,10 +185,11 @@ class _Run:
         )
         model.optimizer.build(model.trainable_variables)
         place = pieces.path("retrained")
-        state = None if place is None else place / "training.npz"
+        state, of = unfinished(pieces, "retrained") or (None, "")
         start = time.perf_counter()
-        if state is not None and state.exists():
-            seen, _ = read_state(state, model)
+        found = None if state is None else read_state(state, model, of=of)
+        if found is not None:
+            seen, _ = found
         else:
             seen = {"before": self.not_fooled(model), "rounds": [], "fired": None, "seconds": 0.0}
         earlier = seen["seconds"]
@@ -195,7 +199,8 @@ class _Run:
             for number in range(len(seen["rounds"]), rounds):
                 if s.stop == "rho" and seen["fired"] is not None:
                     break
-                data = self.shares(model, number, advance)
+                with keeping.kept(place and place / f"round{number}", of):
+                    data = self.shares(model, number, advance)
                 advance(0, f"training{known}")
                 history = model.fit(data, epochs=1, verbose=0, shuffle=False).history
                 after = self.not_fooled(model)
@@ -208,7 +213,8 @@ class _Run:
                 seen["rounds"].append({k: float(v) for k, v in row.items()})
                 seen["seconds"] = earlier + time.perf_counter() - start
                 if state is not None:
-                    write_state(state, model, seen)
+                    write_state(state, model, seen, of=of)
+                    remove(place / f"round{number}")
                 known = ", " + progress.numbers({k: v for k, v in row.items() if not k.startswith("rho_")})
                 advance(1)
         history = {k: [row[k] for row in seen["rounds"]] for k in seen["rounds"][0]}

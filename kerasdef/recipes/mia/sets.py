@@ -12,7 +12,7 @@ import numpy as np
 from kerasdef import checks, models
 from kerasdef.attacks import FGSM, GMA, PGD, CarliniWagner, Cycled, GradientAttack
 from kerasdef.recipes.mia.settings import ATTACKS, RADII, RADII_SIZE
-from kerasdef.runs.store import Piece
+from kerasdef.runs.pieces import Piece
 from kerasdef.training import adversarial_count
 
 

@@ -16,15 +16,17 @@ from kerasdef import backend, checks, models
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses import RejectClass, bootstrap_indices, voting_model
 from kerasdef.evaluation.judging import reach
-from kerasdef.files import digest, identity
+from kerasdef.identity import digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.base import check_network, fit, stratified
+from kerasdef.recipes.base import check_network, fit, stratified, unfinished
 from kerasdef.recipes.mia.report import Judge, Rule, joint_report
 from kerasdef.recipes.mia.result import MIA, MIAEach
 from kerasdef.recipes.mia.sets import AdversarialSet, attacked, default_attack, portion
 from kerasdef.recipes.mia.settings import JUDGING, MIASettings
+from kerasdef.runs import keeping
+from kerasdef.runs.pieces import restore, weights_piece
 from kerasdef.runs.seeds import derive
-from kerasdef.runs.store import Store, restore, weights_piece
+from kerasdef.runs.store import Store
 from kerasdef.settings import takes
 from kerasdef.training import Mixture, adversarial_count
 
@@ -124,7 +126,7 @@ class _Run:
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def fit(self, model, parts, valid, *, role, title, seed, rows=None):
+    def fit(self, pieces, piece, model, parts, valid, *, role, title, seed, rows=None):
         history = fit(
             model,
             Mixture(parts, batch_size=self.s.batch_size, seed=seed, rows=rows),
@@ -134,6 +136,7 @@ class _Run:
             learning_rate=self.s.learning_rate,
             callbacks=self.callbacks,
             show=self.show,
+            keep=unfinished(pieces, piece),
         )
         return weights_piece(model, history)
 
@@ -144,7 +147,8 @@ class _Run:
         def make():
             seed = derive(self.s.seed, "target", "order")
             valid = [(d.x_valid, d.y_valid)]
-            return self.fit(model, [(d.x_train, d.y_train)], valid, role="target", title="target", seed=seed)
+            parts = [(d.x_train, d.y_train)]
+            return self.fit(pieces, "target", model, parts, valid, role="target", title="target", seed=seed)
 
         piece = pieces.get("target", make, phase="target")
         return restore(model, piece), piece[1]["history"]
@@ -154,9 +158,11 @@ class _Run:
 
         def make():
             seed = derive(self.s.seed, name, split)
-            return attacked(name, self.attacks[name], target, x, y, rows, seed=seed, show=self.show)
+            with keeping.kept(pieces.path(piece), pieces.of(piece)):
+                return attacked(name, self.attacks[name], target, x, y, rows, seed=seed, show=self.show)
 
-        return AdversarialSet.of(pieces.get(f"sets/{name}-{split}", make, phase=f"attack {name}"))
+        piece = f"sets/{name}-{split}"
+        return AdversarialSet.of(pieces.get(piece, make, phase=f"attack {name}"))
 
     def sets(self, pieces, target, names) -> dict[str, dict[str, AdversarialSet]]:
         """Each attack's images on the three splits; for training as many as the largest share needs."""
@@ -213,7 +219,8 @@ class _Run:
                 def make(model=model, label=label, parts=parts, cycle=cycle, share=share):
                     title = f"{prefix}{label} ({share:.0%} adversarial)"
                     seed = derive(self.s.seed, prefix, label)
-                    return self.fit(model, parts, valid, role="eat", title=title, seed=seed)
+                    piece = f"{prefix}{label}"
+                    return self.fit(pieces, piece, model, parts, valid, role="eat", title=title, seed=seed)
 
                 piece = pieces.get(f"{prefix}{label}", make, phase=f"EAT cycle {cycle}")
                 restore(model, piece)
@@ -240,7 +247,8 @@ class _Run:
             def make(model=model, role=role, label=label, rows=rows):
                 model.set_weights(weights[role])
                 title, seed = f"{prefix}{label} ({role})", derive(self.s.seed, prefix, label)
-                return self.fit(model, parts, valid, role="mia", title=title, seed=seed, rows=rows)
+                piece = f"{prefix}{label}"
+                return self.fit(pieces, piece, model, parts, valid, role="mia", title=title, seed=seed, rows=rows)
 
             piece = pieces.get(f"{prefix}{label}", make, phase="voters")
             voters.append(restore(model, piece))

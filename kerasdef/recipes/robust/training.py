@@ -15,9 +15,9 @@ from kerasdef.attacks import FGSM, PGD
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses.loading import read_keras
 from kerasdef.evaluation import evaluate
-from kerasdef.files import architecture, digest, identity
+from kerasdef.identity import architecture, digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.base import Tick, stratified
+from kerasdef.recipes.base import Tick, stratified, unfinished
 from kerasdef.recipes.robust import report as judging
 from kerasdef.recipes.robust.methods import Job, Method, method_of
 from kerasdef.recipes.robust.result import Trained
@@ -25,8 +25,9 @@ from kerasdef.recipes.robust.settings import JUDGING, VALIDATION, RobustSettings
 from kerasdef.recipes.robust.settings import METHODS as OWN
 from kerasdef.runs import progress
 from kerasdef.runs.cost import Cost, total
+from kerasdef.runs.pieces import restore, weights_piece
 from kerasdef.runs.seeds import derive
-from kerasdef.runs.store import Store, restore, weights_piece
+from kerasdef.runs.store import Store
 from kerasdef.settings import names as setting_names
 from kerasdef.settings import takes
 from kerasdef.training import BestRobust, Mixture, OverfittingGuard, Resume, RobustValidation
@@ -244,7 +245,9 @@ class _Run:
             self.compile(trainer, model, self.s.epochs, self.s.average and not models.has_batch_norm(model))
             data = self.mixture(derive(self.s.seed, title, "order"))
             cost = Cost(len(data) * self.s.batch_size)
-            history = self.fit(trainer, data, self.s.epochs, title, [cost])
+            keep = unfinished(pieces, title)
+            watch = [cost] if keep is None else [cost, Resume(keep[0], data, [cost], of=keep[1])]
+            history = self.fit(trainer, data, self.s.epochs, title, watch)
             arrays, meta = weights_piece(model, history)
             return arrays, {**meta, "cost": cost.facts()}
 
@@ -278,7 +281,8 @@ class _Run:
         best = BestRobust(start=s.epochs if full is None else full)
         watch += [*own, best, *self.callbacks]
         if pieces.folder is not None:
-            watch.append(Resume(pieces.path("model") / "training.npz", data, watch))
+            file, of = unfinished(pieces, "model")
+            watch.append(Resume(file, data, watch, of=of))
         history = self.fit(trainer, data, s.epochs, f"{self.name}, {s.epochs} epochs", watch)
         arrays, meta = weights_piece(model, history)
         notes = []
