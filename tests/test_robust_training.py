@@ -259,6 +259,7 @@ def test_what_autoattack_doubts_stands_in_the_report(data, monkeypatch):
     assert report.flags == ["the model hides its gradients"]
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_autoattack_is_in_the_report_and_leaves_no_more_than_pgd(data, tmp_path):
     options = settings(steps=3, epochs=4, autoattack=True, n_test=20)
     result = kerasdef.train_pgd(data, **options, out=tmp_path / "run")
@@ -740,6 +741,7 @@ def test_networks_that_cannot_take_the_images_are_refused_before_any_training(re
     assert left == []
 
 
+@pytest.mark.usefixtures("lean")
 def test_data_in_other_bounds_is_the_same_data(data):
     x, y, x_test, y_test = data
     wide = kerasdef.Dataset.from_arrays(255 * x, y, 255 * x_test, y_test, bounds=(0, 255))
