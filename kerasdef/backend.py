@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -29,6 +30,39 @@ elif NAME == "jax":
     import jax
 else:
     raise ImportError(f"kerasdef runs on the Keras backends tensorflow and jax (set KERAS_BACKEND). Received: {NAME}")
+
+
+_FORKED = False  # whether this process was forked off one in which the backend had started
+
+
+def _started() -> bool:
+    """Whether the backend has threads or a device in this process."""
+    if NAME == "tensorflow":
+        from tensorflow.python.eager import context
+
+        found = context.context_safe()
+        return found is not None and found._context_handle is not None
+    from jax._src import xla_bridge
+
+    return xla_bridge.backends_are_initialized()
+
+
+def _note_fork() -> None:
+    global _FORKED
+    _FORKED = _FORKED or _started()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def refuse_fork() -> None:
+    """Raise where computing would wait forever: threads of the backend do not survive a fork."""
+    if _FORKED:
+        raise RuntimeError(
+            f"This process was forked from one in which {NAME} had started, whose threads it lacks: computing would "
+            'wait forever. Start it with multiprocessing.get_context("spawn"), or fork before the first model is made.'
+        )
 
 
 def has_gpu() -> bool:
@@ -286,24 +320,25 @@ def _of_any_length(function) -> Callable:
     traced = {}
 
     def run(*arguments):
-        arguments = tf.nest.map_structure(tf.convert_to_tensor, arguments)
-        flat = tf.nest.flatten(arguments)
-        key = tuple((t.dtype, t.shape.rank, *t.shape[1:]) for t in flat)
+        flat = tf.nest.flatten(arguments)  # arrays become tensors in the call itself, which is faster
+        key = tuple((tf.as_dtype(t.dtype), len(t.shape), *t.shape[1:]) for t in flat)
         if key not in traced:
-            specs = [tf.TensorSpec((None, *t.shape[1:]) if t.shape.rank else (), t.dtype) for t in flat]
+            specs = [tf.TensorSpec((None, *sides) if rank else (), dtype) for dtype, rank, *sides in key]
             traced[key] = function.get_concrete_function(*tf.nest.pack_sequence_as(arguments, specs))
         return traced[key](*arguments)
 
     return run
 
 
-def sizes(batch_size: int) -> list[int]:
+def sizes(batch_size: int, n: int) -> list[int]:
     """Numbers of samples that compiled functions are called with, largest first.
 
     All of them are multiples of one block, the largest at most `batch_size` unless that is smaller than a block: with
     whole blocks, kernels give a sample the same bits in any number of samples. TensorFlow's CPU takes any number with
-    one trace; elsewhere each number is compiled anew, so there are few.
+    one trace; elsewhere each number is compiled anew, so there are few. No size is larger than n samples need.
     """
+    block = _BLOCK if NAME == "tensorflow" and not has_gpu() else _BLOCK_XLA
+    batch_size = min(batch_size, block * -(-n // block))
     if NAME == "tensorflow" and not has_gpu():
         return [_BLOCK * part for part in range(max(1, batch_size // _BLOCK), 0, -1)]
     return sorted({_BLOCK_XLA * max(1, batch_size // part // _BLOCK_XLA) for part in (1, 4, 16)}, reverse=True)

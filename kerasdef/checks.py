@@ -14,26 +14,35 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+LARGEST = float(np.finfo("float32").max)  # models compute in float32: what is above is infinite to them
+MOST = 2**31 - 1  # of counts: backends count in int32
+LARGEST_SEED = 2**32 - 1  # NumPy's and Keras' generators take no larger one
 TOLERANCE = 1e-6  # of the span of the bounds; float32 noise of a min-max scaling: accepted and clipped
 
 
 def positive_int(name: str, value) -> int:
     """Return `value` as an int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= MOST:
+        raise ValueError(f"`{name}` must be a positive integer{_below(value)}. Received: {name}={value!r}")
     return int(value)
+
+
+def _below(value) -> str:
+    """The largest count, where the value is above it."""
+    return f" of at most {MOST}" if isinstance(value, numbers.Integral) and value > MOST else ""
 
 
 def non_negative_int(name: str, value) -> int:
     """Return `value` as an int of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(f"`{name}` must be an integer of at least 0. Received: {name}={value!r}")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value <= LARGEST_SEED:
+        below = f" and at most {LARGEST_SEED}" if isinstance(value, numbers.Integral) and value > 0 else ""
+        raise ValueError(f"`{name}` must be an integer of at least 0{below}. Received: {name}={value!r}")
     return int(value)
 
 
 def real(name: str, value, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> float:
     """Return `value` as a finite float in `[low, high]` (`(low, high]` with `open_low`)."""
-    good = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, numbers.Real) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
     if not good or not low <= value <= high or (open_low and value == low):
         above = f"above {low:g}" if open_low else f"of at least {low:g}"
         span = above if high == math.inf else f"{above} and at most {high:g}"
@@ -46,18 +55,22 @@ def radius(name: str, value) -> float | tuple[float, ...]:
     """Return a radius: a float of at least 0, or a tuple of them (one per sample)."""
     if isinstance(value, numbers.Real):
         return real(name, value, low=0.0)
-    values = np.asarray(value, dtype="float64")
-    if values.ndim != 1 or values.size == 0 or not np.all(np.isfinite(values)) or np.any(values < 0):
+    try:
+        values = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        values = np.asarray(None)
+    good = values.dtype.kind in "iuf" and values.ndim == 1 and values.size > 0
+    if not good or not np.all((values >= 0) & (values <= LARGEST)):
         raise ValueError(
             f"`{name}` must be a number of at least 0 or an array of them of shape (n,). Received: {name}={value!r}"
         )
-    return tuple(values.tolist())
+    return tuple(values.astype("float64").tolist())
 
 
 def bounds(value) -> tuple[float, float]:
     """Return `(low, high)` with low below high, both finite."""
     good = isinstance(value, Sequence) and len(value) == 2
-    if not good or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in value) or value[0] >= value[1]:
+    if not good or not all(isinstance(v, numbers.Real) and abs(v) <= LARGEST for v in value) or value[0] >= value[1]:
         raise ValueError(f"`bounds` must be a pair (low, high) with low < high. Received: bounds={value!r}")
     return float(value[0]), float(value[1])
 
@@ -65,9 +78,9 @@ def bounds(value) -> tuple[float, float]:
 def one_of(name: str, value, choices: Iterable[str]) -> str:
     """Return `value` if it is one of `choices`; the error names the nearest right one."""
     choices = list(choices)
-    if value in choices:
+    if isinstance(value, str) and value in choices:
         return value
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(value, choices, n=1, cutoff=0.6) if isinstance(value, str) else []
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"`{name}` must be one of {', '.join(choices)}. Received: {name}={value!r}.{hint}")
 
@@ -85,7 +98,10 @@ def images(name: str, x, *, limits: tuple[float, float] = (0.0, 1.0), shape: tup
         limits: `(low, high)` of a valid input.
         shape: Shape of one sample that is expected, or None.
     """
-    x = np.asarray(x)
+    try:
+        x = np.asarray(x)
+    except ValueError:
+        raise ValueError(f"`{name}` must be an array of shape (n, ...). Received: lists of several lengths") from None
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"`{name}` must be a non-empty array of shape (n, ...). Received: shape={x.shape}")
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
@@ -121,7 +137,10 @@ def labels(name: str, y, *, n: int | None = None, classes: int | None = None) ->
         n: Number of labels that is expected, or None.
         classes: Labels must be below this, or None.
     """
-    y = np.asarray(y)
+    try:
+        y = np.asarray(y)
+    except ValueError:
+        raise ValueError(f"`{name}` must be class indices of shape (n,). Received: a list of several lengths") from None
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     elif y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind in "biuf":
@@ -133,11 +152,15 @@ def labels(name: str, y, *, n: int | None = None, classes: int | None = None) ->
         y = y.argmax(axis=1)
     if y.ndim != 1:
         raise ValueError(f"`{name}` must be class indices of shape (n,). Received: shape={y.shape}")
-    whole = np.issubdtype(y.dtype, np.integer) or (np.issubdtype(y.dtype, np.floating) and np.all(y == np.floor(y)))
-    if not whole:
+    floats = np.issubdtype(y.dtype, np.floating)
+    if floats and not np.all(np.isfinite(y)):
+        raise ValueError(f"`{name}` must be finite. Received: {int(np.sum(~np.isfinite(y)))} values NaN or infinite")
+    if not np.issubdtype(y.dtype, np.integer) and not (floats and np.all(y == np.floor(y))):
         raise ValueError(f"`{name}` must be integers (class indices). Received: dtype={y.dtype}")
     if n is not None and len(y) != n:
         raise ValueError(f"`{name}` must have one label for each of the {n} samples. Received: {len(y)} labels")
+    if len(y) and classes is None and y.max() > MOST:
+        raise ValueError(f"`{name}` must be class indices of at most {MOST}. Received: maximum={int(y.max())}")
     if len(y) and (y.min() < 0 or (classes is not None and y.max() >= classes)):
         top = f" and below {classes}" if classes is not None else ""
         raise ValueError(f"`{name}` must be at least 0{top}. Received: minimum={int(y.min())}, maximum={int(y.max())}")

@@ -16,15 +16,18 @@ from keras import ops
 
 from kerasdef import checks
 from kerasdef import random as draws
+from kerasdef.annotations import check_fields, checked
 
 _TINY = 1e-12  # keeps a division by the size of a zero gradient finite
 
 
+@checked
 def per_sample(value, x):
     """Reshape `value` of shape (n,) so that it broadcasts over x of shape (n, ...)."""
     return ops.reshape(value, (-1,) + (1,) * (len(x.shape) - 1))
 
 
+@checked
 def flatten(x):
     """Reshape x of shape (n, ...) to (n, d)."""
     return ops.reshape(x, (-1, math.prod(x.shape[1:])))
@@ -126,6 +129,7 @@ class L1(Norm):
     density: float = 0.01  # SLIDE: 99th percentile
 
     def __post_init__(self):
+        check_fields(self)
         checks.real("density", self.density, low=0.0, high=1.0, open_low=True)
 
     def size(self, delta):
@@ -186,9 +190,10 @@ class Masked(Norm):
     """
 
     norm: Norm | str
-    mask: np.ndarray
+    mask: np.ndarray | float
 
     def __post_init__(self):
+        check_fields(self)
         object.__setattr__(self, "norm", get(self.norm))
         if isinstance(self.norm, Masked | Box):
             raise ValueError(f"`norm` must have no shape of its own: linf, l2 or l1. Received: norm={self.norm!r}")
@@ -262,9 +267,10 @@ class Box(Norm):
     """
 
     title: ClassVar[str] = "Linf in units of the radii"
-    radii: np.ndarray
+    radii: np.ndarray | float
 
     def __post_init__(self):
+        check_fields(self)
         radii = np.asarray(self.radii, dtype="float32")
         if not np.all(np.isfinite(radii)) or np.any(radii < 0) or not np.any(radii > 0):
             raise ValueError(
@@ -323,6 +329,7 @@ def _shaped(name: str, value: np.ndarray, shape) -> np.ndarray:
 NORMS = {"linf": Linf, "l2": L2, "l1": L1}
 
 
+@checked
 def get(norm: Norm | str) -> Norm:
     """Return a norm object from its name ("linf", "l2", "l1") or itself."""
     if isinstance(norm, Norm):

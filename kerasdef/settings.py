@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasdef import checks
+from kerasdef import annotations, checks
 
 _WIDTH = 116  # of docstrings
 _INDENT = " " * 8  # of an argument in them
@@ -77,11 +77,14 @@ class Settings:
     """
 
     def __post_init__(self):
+        kinds = annotations.kinds(type(self))
         for field in dataclasses.fields(self):
             value, check = getattr(self, field.name), info(field).check
             value = value.item() if isinstance(value, np.generic) else value  # records are JSON
             if check is not None and not (value is None and field.default is None):
                 value = check(field.name, value)
+            elif check is None:
+                annotations.check(field.name, value, kinds[field.name])
             object.__setattr__(self, field.name, value)
         self.check_together()
 

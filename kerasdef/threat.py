@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kerasdef import checks, norms
+from kerasdef.annotations import check_fields
 from kerasdef.goals import Goal, Misclassify
 from kerasdef.norms import Norm
 
@@ -42,6 +43,7 @@ class ThreatModel:
     knows: str = "the whole model"
 
     def __post_init__(self):
+        check_fields(self)
         if self.norm is not None:
             object.__setattr__(self, "norm", norms.get(self.norm))
         if self.eps is not None:

@@ -7,6 +7,7 @@ import http.server
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -557,14 +558,12 @@ def official(tmp_path):
 
 @pytest.fixture
 def served(official, bare, monkeypatch):
-    """The archives behind a local server, with the digest of the test labels pinned."""
+    """The archives behind a local server, with their digests pinned."""
     handler = functools.partial(QuietHandler, directory=str(official))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        digests = dict.fromkeys(sources.GTSRB_ARCHIVES)
-        truth = official / "GTSRB_Final_Test_GT.zip"
-        digests[truth.name] = hashlib.sha256(truth.read_bytes()).hexdigest()
+        digests = {n: hashlib.sha256((official / n).read_bytes()).hexdigest() for n in sources.GTSRB_ARCHIVES}
         monkeypatch.setattr(sources, "GTSRB_URL", f"http://127.0.0.1:{server.server_port}/")
         monkeypatch.setattr(sources, "GTSRB_ARCHIVES", digests)
         yield bare / "data"
@@ -598,17 +597,20 @@ def test_gtsrb_is_downloaded_cropped_to_its_sign_and_kept(served):
     assert not list(served.glob("*.part"))
 
 
-def test_an_unpinned_digest_is_recorded_at_first_use_and_checked_later(served, official):
+@pytest.mark.parametrize("name", sources.GTSRB_ARCHIVES)
+def test_archives_that_lie_there_are_read_only_with_the_pinned_digest(served, official, name):
     load("gtsrb")
-    name = "GTSRB_Final_Training_Images.zip"
-    digest = hashlib.sha256((official / name).read_bytes()).hexdigest()
-    assert (served / f"{name}.sha256").read_text() == f"{digest}  {name}\n"
     (served / "gtsrb.npz").unlink()
-    assert load("gtsrb", download=False).n_train == 24  # from the archives that lie there
+    assert load("gtsrb", download=False).n_train == 24
     (served / "gtsrb.npz").unlink()
     (served / name).write_bytes((official / name).read_bytes() + b"!")
-    with pytest.raises(ValueError, match=f"{name} must have the SHA-256 {digest}"):
+    with pytest.raises(ValueError, match=f"{name} must have the SHA-256 {sources.GTSRB_ARCHIVES[name]}"):
         load("gtsrb")
+
+
+def test_the_digest_of_every_archive_of_gtsrb_is_pinned():
+    assert len(sources.GTSRB_ARCHIVES) == 3
+    assert all(re.fullmatch("[0-9a-f]{64}", digest or "") for digest in sources.GTSRB_ARCHIVES.values())
 
 
 def test_a_download_with_the_wrong_digest_is_an_error_and_leaves_no_file(served, monkeypatch):

@@ -368,7 +368,7 @@ ATTACKS = {
     "fab": FAB(eps=0.05, steps=6, restarts=2),
     "restarts": Restarts(PGD(eps=0.02, steps=4), 3),
     "square": Square(eps=0.05, queries=25),
-    "hop_skip_jump": HopSkipJump(queries=60),
+    "hop_skip_jump": HopSkipJump(queries=200),
 }
 
 
@@ -392,7 +392,7 @@ def test_an_attack_killed_again_and_again_gets_on_and_ends_with_the_same(
     monkeypatch.setattr(keeping.Keeper, "write", write)
     rng, kills, found = random.Random(1), 0, None
     while found is None:
-        left[0] = rng.randint(1, 12)
+        left[0] = rng.randint(1, 6)
         try:
             found = sequence.run(parts, digits_model, x, y, out=tmp_path / "run", **options)
         except Kill:

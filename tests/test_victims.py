@@ -24,9 +24,11 @@ def test_each_network_is_trained_attacked_and_analyzed_and_a_second_call_goes_on
         assert analysis.baseline == np.mean(models.predict_logits(model, x).argmax(axis=1) == y)
         assert analysis.rounds[0] == pytest.approx(right.mean(), abs=0.02)  # one image: the pool differs
         assert found.table().loc[name, "clean"] == analysis.baseline
-        assert found.report.metrics(name, "gma")["adversarial_accuracy"] == pytest.approx(right.mean(), abs=0.02)
+        assert found.report.metrics(name, "gma", "adaptive")["adversarial_accuracy"] == pytest.approx(
+            right.mean(), abs=0.02
+        )
     assert found.analyses["target_dnn"].baseline > 0.7
-    assert set(found.report.by_radius("gma")["model"]) == {"target_dnn", "eat1"}
+    assert set(found.report.by_radius("gma", "adaptive")["model"]) == {"target_dnn", "eat1"}
     assert all(path.exists() for path in found.files.values())
 
     pieces = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run" / "pieces").iterdir()}

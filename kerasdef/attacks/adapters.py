@@ -12,12 +12,14 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, models
+from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks.base import Attack
 from kerasdef.goals import Goal, Hit, Misclassify
 from kerasdef.models import Victim
 from kerasdef.runs import progress
 
 
+@checked
 def as_art(model: keras.Model, bounds: tuple[float, float] = (0.0, 1.0)):
     """Return a model as a classifier of ART: an `art.estimators.classification.TensorFlowV2Classifier`.
 
@@ -51,6 +53,7 @@ def _classifier(view: keras.Model, bounds: tuple[float, float]):
     )
 
 
+@checked
 def from_art(attack: type, *, kind: str = "budget", bounds: tuple[float, float] = (0.0, 1.0), **settings) -> Attack:
     """Return an evasion attack of ART as an attack of kerasdef.
 
@@ -71,6 +74,7 @@ def from_art(attack: type, *, kind: str = "budget", bounds: tuple[float, float] 
     return _FromArt(attack, settings, kind=kind, bounds=bounds)
 
 
+@checked
 def from_cleverhans(
     function: Callable, *, kind: str = "budget", bounds: tuple[float, float] = (0.0, 1.0), **settings
 ) -> Attack:
@@ -111,6 +115,7 @@ class _Adapter(Attack):
     maker: ClassVar[str] = ""
 
     def __post_init__(self):
+        check_fields(self)
         _needs_tensorflow(self.maker)
         checks.one_of("kind", self.kind, ("budget", "minimal"))
         object.__setattr__(self, "bounds", checks.bounds(self.bounds))

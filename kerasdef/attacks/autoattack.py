@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasdef import checks, norms
+from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks import sequence, signs
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.black.square import Square
@@ -63,6 +64,7 @@ class AutoAttack(Attack):
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
+        check_fields(self)
         object.__setattr__(self, "eps", checks.radius("eps", self.eps))
         if np.any(np.asarray(self.eps) <= 0):
             raise ValueError(f"`eps` must be above 0. Received: eps={self.eps!r}")
@@ -99,6 +101,7 @@ class AutoAttack(Attack):
             known["square"] = Square(queries=1000 * _JUDGED, samples=_JUDGED, **common)
         return {name: known[name] for name in VERSIONS[self.version] or self.parts}
 
+    @checked
     def run(
         self,
         model,

@@ -11,10 +11,12 @@ from typing import ClassVar
 
 import keras
 import numpy as np
+from keras import ops
 
 from kerasdef import checks
+from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks import signs
-from kerasdef.goals import Goal
+from kerasdef.goals import Goal, answered
 from kerasdef.models import Victim
 from kerasdef.norms import Norm
 from kerasdef.threat import ThreatModel
@@ -39,6 +41,9 @@ class Result:
     success: np.ndarray
     evaluations: np.ndarray
 
+    def __post_init__(self):
+        check_fields(self)
+
 
 class Attack(ABC):
     """An attack on a classifier: a frozen dataclass of settings that is called on a model and arrays.
@@ -59,9 +64,10 @@ class Attack(ABC):
     bounds: tuple[float, float]
     norm: Norm | str | None = None
 
+    @checked
     def __call__(
         self,
-        model: keras.Model | Callable,
+        model: keras.Model | Callable | Victim,
         x: np.ndarray,
         y: np.ndarray | None = None,
         *,
@@ -95,9 +101,10 @@ class Attack(ABC):
         self._warn(victim, x, y)
         return self._run(victim, x, y, batch_size, seed, progress)[0]
 
+    @checked
     def run(
         self,
-        model: keras.Model | Callable,
+        model: keras.Model | Callable | Victim,
         x: np.ndarray,
         y: np.ndarray | None = None,
         *,
@@ -120,6 +127,7 @@ class Attack(ABC):
         known |= {name: getattr(self, name) for name in ("norm", "eps", "queries") if name in names}
         return ThreatModel(**known, knows=KNOWS[self.access])
 
+    @checked
     def with_goal(self, goal: Goal) -> Attack:
         """This attack with another goal."""
         return dataclasses.replace(self, goal=goal)
@@ -144,10 +152,21 @@ class Attack(ABC):
         return Result(x_adv, self._success(victim, x_adv, truth), evaluations)
 
     def _warn(self, victim: Victim, x, y) -> None:
-        """Say what hides weaknesses of the model from an attack that follows its gradients."""
+        """Say what hides weaknesses of the model from the attack."""
+        for text in self._signs(victim, x, y).values():
+            signs.warn(text)
+
+    def _signs(self, victim: Victim, x, y) -> dict[str, str]:
+        """What hides weaknesses of the model from the attack: all of it from one that follows gradients."""
         if self.access == "white box":
-            for text in signs.blind_spots(victim, x, y, self.goal).values():
-                signs.warn(text)
+            return signs.blind_spots(victim, x, y, self.goal)
+        if victim.access == "gradients":  # a callable has been asked for all of x, and for nothing less
+            x = x[: signs.LOOKED_AT]
+        return signs.non_finite(float(np.mean(~self._answered(victim, x))))
+
+    def _answered(self, victim: Victim, x) -> np.ndarray:
+        """Booleans of shape (n,): the outputs of the model are an answer."""
+        return ops.convert_to_numpy(answered(victim.predict(x)))
 
     @abstractmethod
     def _run(self, model, x, y, batch_size: int, seed: int, show: bool | None) -> tuple[np.ndarray, np.ndarray]:

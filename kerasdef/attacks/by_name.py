@@ -37,6 +37,11 @@ def make(
     cls = getattr(kerasdef.attacks, about.cls)
     known = [p for p in inspect.signature(cls).parameters if p not in _ELSEWHERE]
     given = {checks.one_of("settings", key, known): value for key, value in (settings or {}).items()}
+    for key, value in (("norm", norm), ("eps", eps)):
+        if value is not None and key in given:
+            raise ValueError(
+                f"`{key}` must be given once. Received: {key}={value!r} and, among the settings, {key}={given[key]!r}"
+            )
     if norm is not None:
         if checks.one_of("norm", norm, norms.NORMS) not in about.norms:
             raise ValueError(f"`norm` must be one of {', '.join(about.norms)} for {name}. Received: norm={norm!r}")

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import checks, losses, norms
+from kerasdef.annotations import check_fields
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.wrappers.base import Wrapper, targets_outside
 from kerasdef.goals import Goal
@@ -40,6 +41,7 @@ class WorstOf(Attack):
     norm: Norm | str = field(default_factory=L2)
 
     def __post_init__(self):
+        check_fields(self)
         attacks = tuple(self.attacks)
         if not attacks or not all(isinstance(a, Attack) for a in attacks):
             raise ValueError(f"`attacks` must be one or more attacks. Received: attacks={self.attacks!r}")

@@ -6,14 +6,18 @@ lists come at once.
 
 from __future__ import annotations
 
+import difflib
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from kerasdef._version import __version__
 from kerasdef.cli import attack, export, report, train
 from kerasdef.cli import list as lists
+from kerasdef.texts import shown
+
+_Typed = typer.BadParameter.__base__  # what typer finds wrong in what was typed
 
 app = typer.Typer(
     help="Adversarial robustness for Keras: train, judge and ship defended classifiers.",
@@ -46,7 +50,28 @@ def _options(
 def main() -> None:
     """Run the command; a wrong value, or a disk that does not take a file, is one line on stderr and exit status 2."""
     try:
-        app()
-    except (ValueError, OSError) as error:
-        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        status = app(standalone_mode=False)
+    except _Typed as error:
+        if error.ctx is not None and type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(error.exit_code)
+        _refuse(_said(error))
+    except (ValueError, TypeError, OSError) as error:
+        _refuse(str(error))
+    except typer.Abort:
+        _refuse("Aborted.")
+    sys.exit(status or 0)
+
+
+def _refuse(text: str) -> NoReturn:
+    print(f"Error: {shown(' '.join(text.split()))}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _said(error) -> str:
+    """What typer found, in the words of other errors."""
+    option = getattr(error, "option_name", None)
+    if option is None:
+        return error.format_message()
+    near = difflib.get_close_matches(option, error.possibilities or (), n=1, cutoff=0.7)
+    return f"No such option: {option}." + (f" Did you mean {near[0]!r}?" if near else "")

@@ -14,6 +14,7 @@ import typer
 from kerasdef.settings import Info, Settings, fields, info, plain
 
 _KINDS = {"bool": bool, "int": int, "float": float, "str": str, "Path": Path}
+_NUMBERS = {int: "INTEGER", float: "FLOAT"}
 SET = "--set"
 
 
@@ -77,7 +78,11 @@ def _parameters(field: dataclasses.Field) -> list[inspect.Parameter]:
 
 
 def _option(name: str, kind: Any, default: Any, option: str, text: str) -> inspect.Parameter:
-    declared = typer.Option(option, help=text) if option else typer.Option(help=text)
+    shown = {}
+    for number, metavar in _NUMBERS.items():  # read here, so that what is no number is told as any wrong value is
+        if kind in (number, number | None):
+            kind, default, shown = str | None, None if default is None else str(default), {"metavar": metavar}
+    declared = typer.Option(option, help=text, **shown) if option else typer.Option(help=text, **shown)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, declared]
     )
@@ -108,12 +113,25 @@ def _given(cls: type[Settings], typed: Mapping[str, Any]) -> dict[str, Any]:
 def _value(field: dataclasses.Field, typed: Mapping[str, Any]) -> Any:
     about: Info = info(field)
     if about.parts is not None:
-        found = {part: typed[f"{part}_{field.name}"] for part in about.parts}
+        found = {part: _number(f"{part}_{field.name}", typed[f"{part}_{field.name}"], int) for part in about.parts}
         return {part: value for part, value in found.items() if value is not None}
     value = typed[_parameter(about.option) or field.name]
     if about.option == SET:
         return _assigned(value)
-    return value if about.read is None or value is None else about.read(field.name, value)
+    if about.read is not None and value is not None:
+        return about.read(field.name, value)
+    return _number(field.name, value, _kind(field))
+
+
+def _number(name: str, text: Any, kind: type) -> Any:
+    """The number that an option of numbers has as text; the value of any other option as it is."""
+    if kind not in _NUMBERS or text is None:
+        return text
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = {int: "an integer", float: "a finite number"}[kind]
+        raise ValueError(f"`{name}` must be {wanted}. Received: {name}={text!r}") from None
 
 
 def _assigned(texts: Sequence[str] | None) -> dict[str, Any]:
@@ -123,6 +141,8 @@ def _assigned(texts: Sequence[str] | None) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"`--set` must be name=value. Received: {text!r}")
+        if name in found:
+            raise ValueError(f"`{name}` must be given once. Received: {text!r} after {name}={found[name]!r}")
         try:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -8,8 +8,10 @@ import keras
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import checked
 
 
+@checked
 def adversarial_count(clean: int, share: float) -> int:
     """Number of adversarial samples that make up `share` of the data beside `clean` clean ones.
 
@@ -39,6 +41,7 @@ class Mixture(keras.utils.PyDataset):
         ValueError: Fewer samples than a batch.
     """
 
+    @checked
     def __init__(
         self,
         parts: Sequence[tuple[np.ndarray, np.ndarray]],

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import check_fields, checked
 from kerasdef.datasets import splits
 from kerasdef.identity import digest
 
@@ -61,6 +62,7 @@ class Dataset:
     groups_test: np.ndarray | None = None
 
     def __post_init__(self):
+        check_fields(self)
         limits = checks.bounds(self.bounds)
         names = None if self.class_names is None else tuple(str(n) for n in self.class_names)
         fields = {"bounds": limits}
@@ -90,6 +92,7 @@ class Dataset:
         )
 
     @classmethod
+    @checked
     def from_arrays(
         cls,
         x_train: np.ndarray,

@@ -15,7 +15,7 @@ TIMEOUT = 30  # seconds without an answer before a download counts as failed
 BLOCK = 1 << 20  # bytes read at a time
 
 
-def fetch(url: str, path: Path, sha256: str | None = None) -> Path:
+def fetch(url: str, path: Path, sha256: str) -> Path:
     """Download `url` to `path` with a progress bar and return `path`.
 
     The content goes to another file, which takes its place only when it is complete and has the right digest,
@@ -24,7 +24,7 @@ def fetch(url: str, path: Path, sha256: str | None = None) -> Path:
     Args:
         url: Address to read.
         path: File to write; its folder is made if need be.
-        sha256: Expected digest, or None.
+        sha256: Expected digest.
 
     Raises:
         OSError: The address cannot be read, or the connection ended early.
@@ -40,8 +40,7 @@ def fetch(url: str, path: Path, sha256: str | None = None) -> Path:
                 received = _copy(response, out, path.name, total)
             if total is not None and received != total:
                 raise OSError(f"{url} ended after {received} of {total} bytes")
-            if sha256 is not None:
-                _check_digest(part, sha256, url)
+            check_digest(part, sha256, url)
 
         return write_whole(path, write)
 
@@ -58,7 +57,8 @@ def _copy(response, out, title: str, total: int | None) -> int:
     return received
 
 
-def _check_digest(path: Path, sha256: str, what: str | Path) -> None:
+def check_digest(path: Path, sha256: str, what: str | Path) -> None:
+    """Raise a ValueError unless the file `path`, called `what` in the error, has this SHA-256."""
     found = _digest(path)
     if found != sha256.lower():
         raise ValueError(f"{what} must have the SHA-256 {sha256}. Received: {found}")
@@ -70,15 +70,3 @@ def _digest(path: Path) -> str:
         while block := stream.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def verify_or_record(path: Path, sha256: str | None) -> None:
-    """Check `path` against the pinned digest, else against the one recorded beside it, else record it."""
-    record = path.with_name(path.name + ".sha256")
-    if sha256 is not None:
-        _check_digest(path, sha256, path)
-    elif record.is_file():
-        words = record.read_text(encoding="utf-8").split()
-        _check_digest(path, words[0] if words else "", path)
-    else:
-        record.write_text(f"{_digest(path)}  {path.name}\n", encoding="utf-8")  # the format of sha256sum

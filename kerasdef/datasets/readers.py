@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import pickle
 import tarfile
 import zipfile
@@ -20,9 +21,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from kerasdef.archives import check_size, check_zip, open_npz, tar_files
+
 Arrays = dict[str, np.ndarray]
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, zlib.error)  # what wrong content raises
+
 OPTIONAL = ("x_valid", "y_valid", "class_names", "bounds", "groups_train", "groups_valid", "groups_test")
 
 FASHION_FILES = {
@@ -38,6 +43,7 @@ GTSRB_SIZE = 32  # pixels; the side that small classifiers of this data set use
 GTSRB_TRAIN = "GTSRB/Final_Training/Images"
 GTSRB_TEST = "GTSRB/Final_Test/Images"
 GTSRB_TEST_LABELS = "GT-final_test.csv"
+GTSRB_PIXELS = 2**20  # the largest image of the official set has 266 x 232
 
 
 def read_npz(path: Path) -> Arrays:
@@ -47,12 +53,11 @@ def read_npz(path: Path) -> Arrays:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not an `.npz`, is damaged, or lacks one of the four arrays.
+        ValueError: The file is not an `.npz`, is damaged, unpacks to more than the limit of `kerasdef.archives`, or
+            lacks one of the four arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as packed:
-            if not isinstance(packed, np.lib.npyio.NpzFile):
-                raise ValueError("a single array, not an archive of arrays")
+        with open_npz(path) as packed:
             missing = [key for key in KEYS if key not in packed.files]
             if missing:
                 raise ValueError(f"missing {', '.join(missing)}; found {', '.join(packed.files) or 'nothing'}")
@@ -79,13 +84,15 @@ def read_idx(path: Path) -> np.ndarray:
     """
     try:
         with gzip.open(path) as stream:
-            content = stream.read()
-        # header: two zero bytes, type 8 (uint8), number of dimensions, then each dimension as big-endian
-        # int32
-        if content[:3] != b"\x00\x00\x08":
-            raise ValueError(f"a file that starts with {content[:4]!r}")
-        shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+            # header: two zero bytes, type 8 (uint8), number of dimensions, then each dimension as big-endian
+            # int32
+            head = stream.read(4)
+            if head[:3] != b"\x00\x00\x08":
+                raise ValueError(f"a file that starts with {head!r}")
+            shape = np.frombuffer(stream.read(4 * head[3]), ">u4", count=head[3]).tolist()
+            check_size(path, math.prod(shape))
+            content = stream.read(math.prod(shape) + 1)
+        return np.frombuffer(content, np.uint8).reshape(shape)
     except (ValueError, IndexError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} must be a gzipped IDX file of bytes. Received: {error}") from error
 
@@ -101,8 +108,9 @@ def read_cifar10(path: Path) -> Arrays:
             batches = [_cifar_batch((path / name).read_bytes()) for name in CIFAR_BATCHES]
         else:
             with tarfile.open(path) as tar:
-                batches = [_cifar_batch(tar.extractfile(f"{CIFAR_FOLDER}/{n}").read()) for n in CIFAR_BATCHES]
-    except (ValueError, KeyError, EOFError, zlib.error, pickle.UnpicklingError, tarfile.TarError) as error:
+                found = dict(tar_files(tar, path))
+                batches = [_cifar_batch(tar.extractfile(found[f"{CIFAR_FOLDER}/{n}"]).read()) for n in CIFAR_BATCHES]
+    except (*_DAMAGED, EOFError, pickle.UnpicklingError, tarfile.TarError) as error:
         raise ValueError(f"{path} must hold the CIFAR-10 batches of the Python version. Received: {error}") from error
     train, (x_test, y_test) = batches[:-1], batches[-1]
     return {
@@ -117,16 +125,18 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Unpickler of containers and NumPy arrays that refuses to call anything else."""
 
     def find_class(self, module, name):
-        """Return the few callables that rebuild an array."""
+        """Return the few callables that rebuild an array; none of them allocates what a pickle asks for."""
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return _reconstruct
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
-            return getattr(np, name)
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
+        if (module, name) == ("numpy", "ndarray"):
+            return name  # only an argument of `_reconstruct`
         raise pickle.UnpicklingError(f"a pickle that calls {module}.{name}")
 
 
-def _reconstruct(subtype, shape, dtype):
-    return np.ndarray.__new__(subtype, shape, dtype)
+def _reconstruct(*_) -> np.ndarray:
+    return np.empty(0, "uint8")  # NumPy then sets shape and data, of which there must be as many bytes
 
 
 def _cifar_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +197,9 @@ def _crops(archive: zipfile.ZipFile, rows: list[tuple[str, dict[str, str]]]) -> 
     title = f"Reading {Path(archive.filename).name}"
     for i, (name, row) in enumerate(track(rows, title, console=Console(stderr=True), transient=True)):
         roi = tuple(int(row[f"Roi.{side}"]) for side in ("X1", "Y1", "X2", "Y2"))
-        with Image.open(io.BytesIO(archive.read(name))) as image:
+        with Image.open(io.BytesIO(archive.read(name)), formats=["PPM"]) as image:  # no other decoder is let in
+            if image.width * image.height > GTSRB_PIXELS:
+                raise ValueError(f"{name} of size {image.size}, more than {GTSRB_PIXELS} pixels")
             if not (0 <= roi[0] < roi[2] <= image.width and 0 <= roi[1] < roi[3] <= image.height):
                 raise ValueError(f"{name} of size {image.size} with the region of interest {roi}")
             # crop, not resize(box=roi): the latter lets the filter reach pixels outside of the box
@@ -196,12 +208,13 @@ def _crops(archive: zipfile.ZipFile, rows: list[tuple[str, dict[str, str]]]) -> 
 
 
 def _archive(path: Path, read: Callable[[zipfile.ZipFile], object]):
-    from PIL import UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with zipfile.ZipFile(path) as archive:
+            check_zip(archive)
             return read(archive)
-    except (ValueError, KeyError, zlib.error, zipfile.BadZipFile, UnidentifiedImageError) as error:
+    except (*_DAMAGED, zipfile.BadZipFile, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} must be an official GTSRB archive. Received: {error}") from error
 
 

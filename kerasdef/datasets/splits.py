@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from kerasdef import checks
@@ -35,6 +37,12 @@ def hold_out(
         raise ValueError(
             "A stratified split needs at least two samples of every class. "
             f"Received: one sample of class {found[counts < 2].tolist()}"
+        )
+    least = min(math.ceil(size * len(y)), len(y) - math.ceil(size * len(y)))  # as scikit-learn rounds
+    if least < len(found):
+        raise ValueError(
+            f"A stratified split needs a sample of each of the {len(found)} classes in both parts: more samples, or "
+            f"another share. Received: {len(y)} samples with a share of {size:g} held out"
         )
     kept, held = train_test_split(np.arange(len(y)), test_size=size, stratify=y, random_state=seed)
     return kept, held

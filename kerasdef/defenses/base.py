@@ -11,10 +11,10 @@ import numpy as np
 from keras import ops
 
 from kerasdef import checks, models
+from kerasdef.annotations import check_fields, checked
 from kerasdef.goals import Evade, Goal, Misclassify
 from kerasdef.models.bounds import UNIT, input_bounds, onto
-
-NOBODY = -1  # no label is this one
+from kerasdef.models.guard import NOBODY, Flag, Guard
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +35,19 @@ class Decision:
     score: np.ndarray | None
     probabilities: np.ndarray | None
 
+    def __post_init__(self):
+        check_fields(self)
+
 
 @keras.saving.register_keras_serializable(package="kerasdef")
 class Defense(keras.Model):
     """A model from images to a decision, which knows how it is attacked.
 
     Called on a tensor it gives a dict: `label` (n,) int32 and `probabilities` (n, outputs) float32; where it has a
-    class for "adversarial" also `is_adversarial` (n,) bool. Its configuration is in the .keras file and, as facts, in
+    class for "adversarial" also `is_adversarial` (n,) bool, else `is_valid` (n,) bool. It looks at every image first:
+    one with values that are not finite or not in the bounds is no image of its data, and its answer says so
+    (`kerasdef.models.guard.Flag`): rejected where there is such a label, else label -1 and equal probabilities. No
+    answer is NaN, and no image changes the answer to another. Its configuration is in the .keras file and, as facts, in
     the SavedModel, so a file that is moved keeps its classes, its reject class, its bounds and its goal.
 
     Subclasses are functional models: they call `super().__init__` with inputs and outputs, and have `surface` and a
@@ -49,19 +55,24 @@ class Defense(keras.Model):
 
     Args:
         inputs: `keras.Input` of the images.
-        outputs: Dict of symbolic outputs, as above.
+        outputs: Dict of symbolic outputs, as above, without `is_valid`.
         classes: Number of real classes K: true labels are below it.
         reject: The label that stands for "adversarial", or None.
         bounds: `(low, high)`: range of the values that it takes.
         name: Name of the model.
     """
 
+    @checked
     def __init__(self, inputs, outputs, *, classes: int, reject: int | None, bounds: tuple[float, float], name=None):
-        super().__init__(inputs=inputs, outputs=outputs, name=name)
+        bounds = checks.bounds(bounds)
+        images, valid = Guard(bounds, name="guard")(inputs)
+        answer = keras.Function(inputs, outputs).call(images)  # the same layers, behind the guard
+        super().__init__(inputs=inputs, outputs=Flag(reject, name="flag")(answer, valid), name=name)
         self.classes = checks.positive_int("classes", classes)
         self.reject = None if reject is None else checks.non_negative_int("reject", reject)
-        self.bounds = checks.bounds(bounds)
+        self.bounds = bounds
 
+    @checked
     def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:
         """Decide on an array, in inference mode.
 
@@ -204,6 +215,10 @@ class OfMembers(Defense):
         """The defense of a configuration."""
         config = dict(config)
         members = [keras.saving.deserialize_keras_object(m, custom_objects) for m in config.pop("members")]
+        return cls._made(members, config)
+
+    @classmethod
+    def _made(cls, members: list[keras.Model], config: dict) -> OfMembers:
         return cls(members, **config)
 
 
@@ -212,7 +227,6 @@ class _OfOne(OfMembers):
 
     def __init__(self, model: keras.Model, *, reject: bool | None, bounds, name):
         """`reject`: None where no output stands for "adversarial"; else whether the last one rejects."""
-        (model,) = model if isinstance(model, list) else [model]
         check_member(model)
         outputs = max(2, model.output_shape[-1])
         classes = outputs if reject is None else outputs - 1
@@ -227,6 +241,10 @@ class _OfOne(OfMembers):
             bounds=bounds,
             name=name or f"{model.name}_defense",
         )
+
+    @classmethod
+    def _made(cls, members: list[keras.Model], config: dict) -> _OfOne:
+        return cls(*members, **config)
 
     def surface(self) -> tuple[keras.Model, Goal]:
         """The classifier, and a label that is neither the true one nor that of rejected inputs."""
@@ -243,6 +261,7 @@ class Plain(_OfOne):
         name: Name of the defense.
     """
 
+    @checked
     def __init__(self, model: keras.Model, *, bounds: tuple[float, float] | None = None, name: str | None = None):
         super().__init__(model, reject=None, bounds=bounds, name=name)
 
@@ -259,6 +278,7 @@ class RejectClass(_OfOne):
         name: Name of the defense.
     """
 
+    @checked
     def __init__(
         self,
         model: keras.Model,
@@ -287,12 +307,14 @@ class Outputs:
         name: Name in words, for reports.
     """
 
+    @checked
     def __init__(self, function: Callable, *, classes=None, reject=None, bounds=UNIT, name: str | None = None):
         self.function, self.classes, self.reject = function, classes, reject
         self.bounds = checks.bounds(bounds)
         self.name = name or getattr(function, "__name__", "model")
         self._attacked = models.BlackBox(function, bounds=self.bounds)
 
+    @checked
     def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:
         """Decide on an array, as a `Defense` does; every sample is one query."""
         x = onto(x, self.bounds, bounds)

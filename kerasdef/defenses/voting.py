@@ -11,12 +11,14 @@ from keras import ops
 from sklearn.utils import check_random_state
 
 from kerasdef import checks
+from kerasdef.annotations import check_fields, checked
 from kerasdef.defenses.base import NOBODY, OfMembers, check_member
-from kerasdef.goals import Evade, Goal, Misclassify
+from kerasdef.goals import Evade, Goal, Misclassify, answered
 
 _SEEDS = np.iinfo(np.int32).max  # scikit-learn draws the seeds of the members below this
 
 
+@checked
 def bootstrap_indices(n: int, bootstraps: int, seed: int) -> list[np.ndarray]:
     """Draw bootstrap samples with replacement, each of size n.
 
@@ -32,6 +34,7 @@ def bootstrap_indices(n: int, bootstraps: int, seed: int) -> list[np.ndarray]:
     """
     checks.positive_int("n", n)
     checks.positive_int("bootstraps", bootstraps)
+    checks.non_negative_int("seed", seed)
     seeds = check_random_state(seed).randint(_SEEDS, size=bootstraps)
     return [check_random_state(int(s)).randint(0, n, n) for s in seeds]
 
@@ -67,6 +70,7 @@ class Vote(keras.layers.Layer):
         (n, classes) float32, the mean over the members.
     """
 
+    @checked
     def __init__(self, reject: int | None = None, **kwargs):
         super().__init__(**kwargs)
         self.reject = None if reject is None else checks.non_negative_int("reject", reject)
@@ -114,6 +118,7 @@ class Voting(OfMembers):
         ValueError: No members, or members whose shapes or ranges differ.
     """
 
+    @checked
     def __init__(
         self,
         members: Sequence[keras.Model],
@@ -146,6 +151,7 @@ class Voting(OfMembers):
         return {**super().get_config(), "reject": self.reject}
 
 
+@checked
 def voting_model(members: Sequence[keras.Model], *, reject: int | None = None, name: str = "vote") -> Voting:
     """Join classifiers into one model from images to a decision; see `Voting`."""
     return Voting(members, reject=reject, name=name)
@@ -164,6 +170,9 @@ class EvadeVote(Goal):
     """
 
     reject: int | None = None
+
+    def __post_init__(self):
+        check_fields(self)
 
     @property
     def unwanted(self) -> int:
@@ -187,7 +196,7 @@ class EvadeVote(Goal):
     def reached(self, logits, y):
         """The hard vote is for another class than y and the rejecting one."""
         label = ops.cast(decide(logits)[0], "int32")
-        other = label != ops.cast(y, "int32")
+        other = ops.logical_and(answered(logits), label != ops.cast(y, "int32"))
         return other if self.reject is None else ops.logical_and(other, label != self.reject)
 
 

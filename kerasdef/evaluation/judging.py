@@ -11,6 +11,7 @@ import pandas as pd
 from keras import ops
 
 from kerasdef import norms
+from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks import AutoAttack, Transfer, WorstOf, Wrapper, sequence
 from kerasdef.attacks.sequence import STANDS, SequenceResult
 from kerasdef.datasets import Dataset
@@ -41,7 +42,11 @@ class Evaluation:
     images: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     results: dict[tuple[str, str], SequenceResult] = field(default_factory=dict)
 
+    def __post_init__(self):
+        check_fields(self)
 
+
+@checked
 def evaluate(
     defense: Defense | Outputs | keras.Model,
     data: Dataset,

@@ -9,12 +9,14 @@ from functools import reduce
 import numpy as np
 from sklearn.metrics import f1_score
 
+from kerasdef.annotations import checked
 from kerasdef.evaluation.outcomes import Outcome, fooled, pool
 from kerasdef.evaluation.statistics import auroc, share_interval, tpr_at_fpr
 
 SHARES = ("clean_accuracy", "robust_accuracy", "not_fooled", "accuracy", "detection_accuracy")  # have an interval
 
 
+@checked
 def measure(
     clean: Outcome | None, attacked: Sequence[Outcome], reject: int | None, column: str
 ) -> dict[str, float | str | None]:

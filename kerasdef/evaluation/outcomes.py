@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import check_fields
 
 COLUMNS = ("paper", "adaptive")
 CLEAN = "clean"
@@ -58,6 +59,7 @@ class Outcome:
     access: str = "gradients"
 
     def __post_init__(self):
+        check_fields(self)
         for name in ("model", "attack"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import check, check_fields
 from kerasdef.evaluation.outcomes import CLEAN, COLUMNS, POOLED
 
 
@@ -29,6 +30,9 @@ class Images:
     radius: np.ndarray | None = None
     norm: object = None
     access: str = "none"
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,9 @@ class Planned:
     within: float | None = None
     access: str | None = None
 
+    def __post_init__(self):
+        check_fields(self)
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -85,6 +92,10 @@ class Plan:
     adaptive: Mapping[str, Planned | Images] = field(default_factory=dict)
 
     def __post_init__(self):
+        check("model", self.model, str)
+        check("rows", self.rows, np.ndarray)
+        check("paper", self.paper, Mapping)
+        check("adaptive", self.adaptive, Mapping)
         rows = checks.labels("rows", self.rows)
         if not len(rows) or len(np.unique(rows)) < len(rows):
             raise ValueError(f"`rows` must name test images, each once. Received: rows={self.rows!r}")

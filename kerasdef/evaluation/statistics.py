@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -9,11 +10,13 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from kerasdef import checks
+from kerasdef.annotations import checked
 
 _DRAWS = 10_000  # of the bootstrap: ends that are good to about a hundredth of the width
 _SEED = 0
 
 
+@checked
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a share.
 
@@ -42,10 +45,16 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
         raise ValueError(f"`level` must be above 0 and below 1. Received: level={level!r}")
     if n == 0:
         return math.nan, math.nan
+    return _wilson(successes, n, level)
+
+
+@functools.lru_cache(maxsize=4096)  # a report asks for the same few counts thousands of times
+def _wilson(successes: int, n: int, level: float) -> tuple[float, float]:
     found = binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
     return float(found.low), float(found.high)
 
 
+@checked
 def share_interval(good: np.ndarray, image: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Interval of a share for chance in the choice of images, some of which may count more than once.
 
@@ -83,6 +92,7 @@ def share_interval(good: np.ndarray, image: np.ndarray, level: float = 0.95) -> 
     return float(low), float(high)
 
 
+@checked
 def mcnemar(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """Exact McNemar test: are two models right equally often on the same images?
 
@@ -108,6 +118,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     return {"n": len(a), "a_only": a_only, "b_only": b_only, "p_value": p_value, "difference": difference}
 
 
+@checked
 def threshold_at_fpr(clean_scores: np.ndarray, fpr: float) -> float:
     """Lowest threshold that at most a share `fpr` of the clean scores exceeds (`-inf` if all may).
 
@@ -121,6 +132,7 @@ def threshold_at_fpr(clean_scores: np.ndarray, fpr: float) -> float:
     return -math.inf if allowed >= len(clean) else float(np.sort(clean)[::-1][allowed])
 
 
+@checked
 def tpr_at_fpr(clean_scores: np.ndarray, adv_scores: np.ndarray, fpr: float) -> float:
     """Share of adversarial images found while at most a share `fpr` of the clean ones is flagged.
 
@@ -134,6 +146,7 @@ def tpr_at_fpr(clean_scores: np.ndarray, adv_scores: np.ndarray, fpr: float) -> 
     return float(np.mean(_scores("adv_scores", adv_scores) > threshold_at_fpr(clean_scores, fpr)))
 
 
+@checked
 def auroc(clean_scores: np.ndarray, adv_scores: np.ndarray) -> float:
     """Probability that an adversarial image scores above a clean one, ties counted half.
 

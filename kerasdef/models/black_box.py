@@ -8,6 +8,8 @@ import keras
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import checked
+from kerasdef.losses import FAR
 from kerasdef.models.batches import padded_batches
 from kerasdef.models.victim import Victim
 
@@ -35,6 +37,7 @@ class BlackBox(Victim):
         """Any callable that is no Keras model."""
         return callable(model) and not isinstance(model, keras.Model)
 
+    @checked
     def __init__(
         self,
         function: Callable,
@@ -101,10 +104,12 @@ class BlackBox(Victim):
     def _logits(self, x):
         if self.map is not None:
             x = (x * self.map[0] + self.map[1]).astype("float32")
-        answer = np.asarray(self.function(x))
+        given = x.view()
+        given.flags.writeable = False  # what a function writes into its input would be taken for the image
+        answer = np.asarray(self.function(given))
         first = self.kind is None
         labels = answer.ndim == 1
-        good = answer.ndim in (1, 2) and len(answer) == len(x) and np.issubdtype(answer.dtype, np.number)
+        good = answer.ndim in (1, 2) and len(answer) == len(x) and answer.dtype.kind in "iuf"
         if good and not first:
             good = labels == (self.kind == "labels") and (labels or answer.shape[1] == self.classes)
         if not good or (not labels and answer.shape[1] < 2):
@@ -123,4 +128,4 @@ class BlackBox(Victim):
         if first:
             shares = (answer >= 0).all() and np.allclose(answer.sum(axis=1), 1.0, atol=1e-3)  # 1e-3: float16
             self.kind, self.classes = "probabilities" if shares else "logits", answer.shape[1]
-        return np.log(np.maximum(answer, _SMALLEST)) if self.kind == "probabilities" else answer
+        return np.log(np.maximum(answer, _SMALLEST)) if self.kind == "probabilities" else np.maximum(answer, -FAR)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import checked
 
 PIXELS = (0.0, 255.0)  # what a model takes that divides by 255, or whose Input is of uint8
 UNIT = (0.0, 1.0)
@@ -30,6 +31,7 @@ _KEEP = (  # layers that move values and do not change their range
 _KEEP_OPS = {"Cast", "Identity", "Reshape", "Transpose", "ExpandDims", "Flip"}  # of `keras.ops`
 
 
+@checked
 def input_bounds(model) -> tuple[float, float] | None:
     """The range of the values that a model takes, as far as the model itself says it.
 
@@ -52,6 +54,7 @@ def input_bounds(model) -> tuple[float, float] | None:
     return PIXELS if _takes_pixels(graph) else None
 
 
+@checked
 def float_input(model: keras.Model) -> keras.Model:
     """Return the model as it is on floats; one with an Input of integers is joined anew behind a float Input.
 

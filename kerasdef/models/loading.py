@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import keras
+
+from kerasdef.archives import check_zip
 
 
 def read_keras(path: str | Path) -> keras.Model:
@@ -25,8 +28,20 @@ def read_keras(path: str | Path) -> keras.Model:
     path = Path(path)
     if path.suffix != ".keras" or not path.is_file():
         raise ValueError(f"`model` must be a .keras file. Received: model={str(path)!r}")
-    with zipfile.ZipFile(path) as file:
-        register(json.loads(file.read("config.json")))
+    try:
+        with zipfile.ZipFile(path) as file:
+            check_zip(file)
+            config = json.loads(file.read("config.json"))
+            broken = file.testzip()
+    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, UnicodeDecodeError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"`model` must be a whole .keras file. Received: model={str(path)!r}, which is damaged ({error})"
+        ) from error
+    if broken is not None:
+        raise ValueError(
+            f"`model` must be a whole .keras file. Received: model={str(path)!r}, which is damaged (in {broken})"
+        )
+    register(config)
     return keras.saving.load_model(path, safe_mode=True)
 
 
@@ -35,7 +50,7 @@ def register(config) -> None:
     if isinstance(config, dict):
         module, name = config.get("module"), config.get("registered_name")
         known = isinstance(module, str) and module.startswith("kerasdef.") and isinstance(name, str)
-        if known and name.startswith("kerasdef>"):
+        if known and name.startswith("kerasdef>") and "__" not in module:  # not what runs when imported: __main__
             importlib.import_module(module)
         config = list(config.values())
     if isinstance(config, list):

@@ -13,6 +13,7 @@ from keras import ops
 
 from kerasdef import backend, checks
 from kerasdef import random as draws
+from kerasdef.annotations import checked
 from kerasdef.models import views
 from kerasdef.models.batches import pad, padded_batches
 from kerasdef.models.bounds import input_bounds
@@ -51,6 +52,7 @@ class Victim(ABC):
         """Whether this kind of victim is made of such a model."""
 
     @staticmethod
+    @checked
     def of(
         model: keras.Model | Callable | Victim,
         *,
@@ -69,6 +71,7 @@ class Victim(ABC):
         Raises:
             ValueError: The model cannot be attacked; the message says why.
         """
+        backend.refuse_fork()
         if isinstance(model, Victim):
             return model
         for kind in Victim._kinds:
@@ -119,6 +122,7 @@ class WhiteBox(Victim):
         """Keras models."""
         return isinstance(model, keras.Model)
 
+    @checked
     def __init__(
         self,
         model: keras.Model,
@@ -242,6 +246,7 @@ def mean_logits(victim: WhiteBox, x, draw, count: int):
     return ops.mean(ops.reshape(logits, (-1, count, *logits.shape[1:])), axis=1)
 
 
+@checked
 def predict_logits(model: keras.Model | Victim, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
     """Logits of shape (n, classes) of a classifier on an array of numbers as the model takes them."""
     return Victim.of(model).predict(x, batch_size=batch_size)

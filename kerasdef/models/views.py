@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
+from kerasdef.annotations import check, check_fields, checked
 from kerasdef.models import graph
 from kerasdef.models.bounds import float_input
 
@@ -25,6 +26,9 @@ class Untracked:
     """
 
     models: tuple[keras.Model, ...]
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @keras.saving.register_keras_serializable(package="kerasdef")
@@ -81,6 +85,15 @@ def _look(model: keras.Model, shape: tuple[int, ...] | None) -> _View:
     return _View(None if view is model else as_logits(view), found.kind)
 
 
+def check_symbolic(model: keras.Model) -> None:
+    """Raise unless a model is built and tells the shapes of its inputs and outputs."""
+    if not getattr(model, "outputs", None):
+        raise ValueError(
+            f"`model` must be a Sequential or functional model that is built. Received: {type(model).__name__}; wrap "
+            "it: keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)"
+        )
+
+
 def _traced(model: keras.Model, shape: tuple[int, ...] | None) -> keras.Model:
     """A functional model around a subclassed one."""
     if shape is None:
@@ -130,9 +143,11 @@ def logits_view(model: keras.Model, shape: tuple[int, ...] | None = None) -> ker
         ValueError: The model is not a built keras.Model, has several inputs or outputs, has a multi-label head, or
             takes integer tokens.
     """
+    check("shape", shape, tuple[int, ...] | None)
     return _found(model, shape).model or model
 
 
+@checked
 def logits_of(model: keras.Model) -> Callable:
     """Return a function from the outputs of `model` to logits of shape (n, classes), float32.
 
@@ -142,11 +157,7 @@ def logits_of(model: keras.Model) -> Callable:
     Raises:
         ValueError: The model is a subclassed one, whose outputs have no known shape.
     """
-    if model.built and not getattr(model, "outputs", None):
-        raise ValueError(
-            f"`model` must be a Sequential or functional model. Received: {type(model).__name__}; wrap it: "
-            "keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)"
-        )
+    check_symbolic(model)
     single = model.output_shape[-1] == 1
     squashed = not gives_logits(model)
 
@@ -161,17 +172,20 @@ def logits_of(model: keras.Model) -> Callable:
     return to_logits
 
 
+@checked
 def gives_logits(model: keras.Model) -> bool:
     """Whether the outputs of a classifier are logits (or one logit) rather than probabilities."""
     return _found(model).kind not in ("softmax", "sigmoid")
 
 
+@checked
 def named_views(models: list[keras.Model]) -> list[keras.Model]:
     """Return logits views with names of their own, member1 and so on: models may be joined that share a name."""
     views = [logits_view(m) for m in models]
     return [keras.Model(view.inputs, view.outputs[0], name=f"member{i}") for i, view in enumerate(views, 1)]
 
 
+@checked
 def stack_logits(models: list[keras.Model]) -> keras.Model:
     """Return one model from images to the logits of all `models`, of shape (n, members, classes)."""
     views = named_views(models)
@@ -179,12 +193,15 @@ def stack_logits(models: list[keras.Model]) -> keras.Model:
     return as_logits(keras.Model(inputs, ops.stack([view(inputs) for view in views], axis=1)))
 
 
+@checked
 def as_logits(model: keras.Model) -> keras.Model:
     """Return the model and take its outputs for logits, whatever its last layer is."""
+    check_symbolic(model)
     _VIEWS[model] = _View(None, "logits")
     return model
 
 
+@checked
 def has_batch_norm(model: keras.Model) -> bool:
     """Whether a layer of the model, or of a model inside it, is a BatchNormalization."""
     inner = (layer for layer in model.layers if isinstance(layer, keras.Model))

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, losses, models
+from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks import signs
 from kerasdef.norms import L2
 from kerasdef.runs import progress
@@ -34,6 +35,9 @@ class PoisonResult:
     y: np.ndarray
     index: np.ndarray
     history: tuple[float, ...]
+
+    def __post_init__(self):
+        check_fields(self)
 
     def added(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A training set with the poison at its end."""
@@ -74,6 +78,7 @@ class GMAPoisoning:
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
+        check_fields(self)
         checks.real("share", self.share, low=0.0, open_low=True)
         checks.positive_int("steps", self.steps)
         checks.real("learning_rate", self.learning_rate, low=0.0, open_low=True)
@@ -82,6 +87,7 @@ class GMAPoisoning:
         checks.positive_int("batch_size", self.batch_size)
         object.__setattr__(self, "bounds", checks.bounds(self.bounds))
 
+    @checked
     def __call__(
         self,
         model: keras.Model,
@@ -170,6 +176,7 @@ class GMAPoisoning:
         return value, grad
 
 
+@checked
 def random_points(poison: PoisonResult, x_train: np.ndarray, *, bounds=(0.0, 1.0), seed: int = 0) -> PoisonResult:
     """Return the control of a poisoning: as many samples, moved as far (in L2) from the same places at random.
 
@@ -211,7 +218,11 @@ class PoisoningEffect:
     points: int
     distance: float
 
+    def __post_init__(self):
+        check_fields(self)
 
+
+@checked
 def poisoning_effect(
     train: Callable[[np.ndarray, np.ndarray], keras.Model],
     x_train: np.ndarray,

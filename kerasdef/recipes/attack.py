@@ -15,6 +15,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from kerasdef.annotations import checked
 from kerasdef.attacks import Attack, by_name
 from kerasdef.attacks.sequence import WRONG, SequenceResult
 from kerasdef.catalog import ATTACKS
@@ -31,6 +32,7 @@ from kerasdef.reporting.words import distance, label
 from kerasdef.runs import places
 from kerasdef.runs.store import Store
 from kerasdef.settings import takes
+from kerasdef.texts import cell
 
 _SHOWN = 8  # adversarial images in the report
 
@@ -98,6 +100,7 @@ class AttackRun:
 
 
 @takes(AttackSettings)
+@checked
 def attack(
     model: keras.Model | Callable | str | Path,
     data: str | Path | Dataset | tuple = AttackSettings.data,
@@ -120,7 +123,7 @@ def attack(
     if s.out is not None:
         places.of_attack(Path(s.out))
     data = load_dataset(s.data) if isinstance(s.data, str | Path) else s.data
-    loaded = load_model(s.model, bounds=s.bounds or getattr(data, "bounds", None))
+    loaded = load_model(s.model, bounds=s.bounds or getattr(data, "bounds", None), trust=s.trust)
     dataset = test_images(data, loaded)
     chosen, name = _choose(s.attack, s.norm, s.eps, s.settings or {}, dataset.bounds, loaded)
     if s.n is not None and s.n > dataset.n_test:
@@ -262,7 +265,7 @@ def _save(run: AttackRun, y: np.ndarray, out: Path) -> dict[str, Path]:
     files = {"examples": out / "examples.npz", "attack table": out / "attack.csv", "result": out / "attack.json"}
     arrays = {"x_adv": result.x_adv, "y": y, "success": result.success, "broken_by": result.broken_by}
     write_whole(files["examples"], lambda part: np.savez_compressed(part, **arrays))
-    write_text(files["attack table"], run.table().to_csv(index=False))
+    write_text(files["attack table"], run.table().map(cell).to_csv(index=False))
     outcome = run.report.outcomes[-1]
     record = {
         "clean_accuracy": run.clean_accuracy,

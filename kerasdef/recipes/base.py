@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,6 +51,27 @@ class Tick(keras.callbacks.Callback):
             self.done = done
 
 
+class Diverged(keras.callbacks.Callback):
+    """Ends a training whose loss is no number any more, where it happens."""
+
+    def __init__(self):
+        super().__init__()
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Note the epoch."""
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Raise where the loss is NaN or infinite."""
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise ValueError(
+                "The training diverged; a smaller `learning_rate` may help. "
+                f"Received: loss={loss} in epoch {self.epoch + 1}, batch {batch + 1}"
+            )
+
+
 def fit(
     model: keras.Model,
     data: Mixture,
@@ -82,7 +104,7 @@ def fit(
             epochs=epochs,
             validation_data=valid,
             verbose=0,
-            callbacks=[*callbacks, Tick(advance, len(data)), *resume],
+            callbacks=[*callbacks, Tick(advance, len(data)), Diverged(), *resume],
             shuffle=False,  # the order is that of `data`; Keras would shuffle the batches without a seed
         )
     return {k: [float(v) for v in values] for k, values in history.history.items()}
@@ -133,8 +155,3 @@ def first_examples(x: np.ndarray, y: np.ndarray, attacks: Mapping[str, np.ndarra
     made = {name: x_adv[rows] for name, x_adv in attacks.items()}
     predicted = {name: models.predict_logits(model, x_adv).argmax(axis=1) for name, x_adv in made.items()}
     return {"images": x[rows], "attacks": made, "labels": y[rows], "predicted": predicted}
-
-
-def l2_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """L2 distance of each pair of images, shape (n,)."""
-    return np.sqrt(np.sum((a - b).reshape(len(a), -1) ** 2, axis=1, dtype="float64"))

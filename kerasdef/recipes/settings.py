@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kerasdef import checks
+from kerasdef import annotations, checks
 from kerasdef.settings import Settings, setting
 
 SMALL = 10_000  # below this many training images: batches of 32, and epochs by optimizer steps
@@ -23,6 +23,7 @@ unit = partial(checks.real, low=0.0, high=1.0)
 
 def switch(name: str, value) -> bool:
     """Return `value` as True or False."""
+    annotations.check(name, value, bool)
     return bool(value)
 
 
@@ -33,7 +34,7 @@ def pair(name: str, value) -> tuple[float, float]:
 
 def sequence(name: str, value) -> tuple:
     """Return `value`, a list, as a tuple."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise ValueError(f"`{name}` must be a list. Received: {name}={value!r}")
     return tuple(value)
 
@@ -183,6 +184,13 @@ class AttackSettings(RunSettings):
     )
     batch_size: int = setting(
         256, check=checks.positive_int, record=False, help="The number of images that are worked on at a time."
+    )
+    trust: bool = setting(
+        False,
+        check=switch,
+        record=False,
+        help="Whether a SavedModel may have operations that touch files, processes, Python or the network. A "
+        "SavedModel is a program, and its operations run on this machine.",
     )
 
 

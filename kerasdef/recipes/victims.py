@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import pandas as pd
 
-from kerasdef import checks, models
+from kerasdef import checks
 from kerasdef.attacks import GMA, GMAAnalysis, gma_analysis
 from kerasdef.datasets import Dataset, as_dataset
-from kerasdef.evaluation import Outcome
+from kerasdef.evaluation import Plan, Planned, evaluate
 from kerasdef.identity import digest, identity
 from kerasdef.models import networks
 from kerasdef.recipes.base import fit, unfinished
@@ -131,7 +131,9 @@ def gma_victims(
         restore(model, piece)
         history[name] = piece[1]["history"]
         analyses[name] = gma_analysis(model, x, y, attack=attack, seed=derive(seed, name, "gma"), progress=progress)
-        outcomes += _outcomes(name, model, attack, x, y, progress)
+        planned = Planned(attack, piece=f"{name}/gma", seed=derive(seed, name, "report"))
+        plan = Plan(name, np.arange(min(limit, len(x))), adaptive={"gma": planned})
+        outcomes += evaluate(model, dataset, plan, pieces, progress=progress).outcomes
     report = Report(
         outcomes,
         classes=dataset.classes,
@@ -145,14 +147,3 @@ def gma_victims(
     )
     files = {} if out is None else report.save(out)
     return Victims(built, analyses, report, files)
-
-
-def _outcomes(name: str, model, attack: GMA, x, y, progress) -> list[Outcome]:
-    """What a network says of the clean images and of those under GMA."""
-    x_adv = attack(model, x, y, progress=progress)
-    index = np.repeat(np.arange(len(x)), len(x_adv) // len(x))
-    said = [models.predict_logits(model, images).argmax(axis=1) for images in (x, x_adv)]
-    return [
-        Outcome(name, "paper", "clean", y, said[0]),
-        Outcome(name, "paper", "gma", y[index], said[1], radius=attack.radii_of(len(x)), index=index, norm="Linf"),
-    ]

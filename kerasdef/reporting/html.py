@@ -14,6 +14,7 @@ from kerasdef.evaluation.outcomes import CLEAN, COLUMNS
 from kerasdef.reporting import words
 from kerasdef.reporting.results import Results
 from kerasdef.reporting.tables import side_by_side
+from kerasdef.texts import shown
 
 
 def page(results: Results, figures: Mapping[str, tuple[str, bytes]]) -> str:
@@ -24,7 +25,9 @@ def page(results: Results, figures: Mapping[str, tuple[str, bytes]]) -> str:
         figures: `(caption, PNG bytes)` by name.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     environment.filters.update(
         percent=words.share, seconds=words.seconds, pretty=lambda v: json.dumps(v, ensure_ascii=False)
     )
@@ -52,6 +55,11 @@ def page(results: Results, figures: Mapping[str, tuple[str, bytes]]) -> str:
         },
         total=sum(results.phases.values()),
     )
+
+
+def _shown(value):
+    """What is written for a value: of a text, control characters as such. What a macro has made stays."""
+    return shown(value) if type(value) is str else value
 
 
 def _uri(png: bytes) -> str:

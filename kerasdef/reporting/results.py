@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kerasdef import checks
+from kerasdef.annotations import checked
 from kerasdef.evaluation.measures import measure
 from kerasdef.evaluation.outcomes import CLEAN, COLUMNS, POOLED, Outcome, fooled, pool, take
 from kerasdef.reporting import compare as pairs
@@ -22,6 +23,7 @@ from kerasdef.reporting.values import versions as installed
 class Results:
     """What was measured, and every number made of it; arguments as those of `kerasdef.Report`."""
 
+    @checked
     def __init__(
         self,
         outcomes: Sequence[Outcome],
@@ -176,6 +178,16 @@ class Results:
         last two with its interval. Robust accuracy is NaN in the paper column.
         """
         checks.one_of("attack", attack, self.attacks(column))
+        if (attack, column) not in self._radii:
+            self._radii[attack, column] = self._by_radius(attack, column)
+        return self._radii[attack, column].copy()
+
+    @cached_property
+    def _radii(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """Tables of `by_radius`, which the page, the files and the figures share."""
+        return {}
+
+    def _by_radius(self, attack: str, column: str) -> pd.DataFrame:
         names = ["norm", "n", "detected", "adversarial_accuracy"]
         for name in ("not_fooled", "robust_accuracy"):
             names += [name, f"{name}_low", f"{name}_high"]

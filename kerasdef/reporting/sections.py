@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from kerasdef.annotations import check_fields
 from kerasdef.reporting.values import plain
+from kerasdef.texts import shown
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Section:
     figure: Figure | bytes | None = None
 
     def __post_init__(self):
+        check_fields(self)
         if not str(self.name).isidentifier():
             raise ValueError(f"`name` must have letters, digits and underscores only. Received: name={self.name!r}")
         rows = [plain(dict(row), "rows") for row in self.rows]
@@ -57,5 +62,12 @@ class Section:
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    ticks = {id(t) for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) for t in axis.get_ticklabels(which="both")}
+    for text in figure.findobj(Text):
+        text.set_text(shown(text.get_text()))
+        if id(text) not in ticks:
+            text.set_parse_math(False)  # a "$" in a name is no formula
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # a name in letters that the font lacks
+        figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

@@ -7,9 +7,11 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
+from kerasdef.archives import open_npz
 from kerasdef.evaluation.outcomes import ARRAYS, WORDS, Outcome
 from kerasdef.files import write_whole
 from kerasdef.reporting.figures import NAMES
@@ -18,6 +20,7 @@ from kerasdef.reporting.results import Results
 from kerasdef.reporting.sections import Section
 from kerasdef.reporting.values import plain
 from kerasdef.runs import places
+from kerasdef.texts import cell
 
 SCHEMA = 2
 _KEPT = ("classes", "main", "hidden", "bounds", "reject", "rejecting", "class_names", "settings", "seed", "dataset")
@@ -38,13 +41,14 @@ def write(results: Results, folder: Path, figures: Mapping[str, tuple[str, bytes
     Raises:
         ValueError: The folder holds something else than an earlier report of the same run.
     """
+    _inside(folder, "figures")
     arrays = _npz(results)
     record = _json(results, hashlib.sha256(arrays).hexdigest())
     places.of_report(folder, json.loads(record))
     contents = {f"figures/{name}.png": data for name, (_, data) in figures.items()}
     contents |= {_figure(s.name): s.png() for s in results.sections if s.figure is not None}
     contents["outcomes.npz"] = arrays
-    contents["report.csv"] = results.frame().to_csv(index=False, lineterminator="\n").encode()
+    contents["report.csv"] = results.frame().map(cell).to_csv(index=False, lineterminator="\n").encode()
     contents["report.html"] = page(results, figures).encode()
     contents["report.json"] = record.encode()
     ours = {f"figures/{name}.png" for name in NAMES}
@@ -58,19 +62,33 @@ def read(folder: Path) -> dict:
     """What `write` wrote, as arguments of a `Results`.
 
     Raises:
-        ValueError: There is no report, its schema is another, or its files are not of one report.
+        ValueError: There is no report, its schema is another, its files are not of one report or lie outside of the
+            folder, or the arrays unpack to more than the limit of `kerasdef.archives`.
     """
-    if not (folder / "report.json").is_file():
+    path = _inside(folder, "report.json")
+    if not path.is_file():
         raise ValueError(f"`folder` must hold a report.json. Received: folder={str(folder)!r}")
-    record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    try:
+        return _read(folder, json.loads(path.read_text(encoding="utf-8")))
+    except (LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError, BadZipFile) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{folder / 'report.json'} must be a report as kerasdef writes it. Received: {found}"
+        ) from error
+
+
+def _read(folder: Path, record: dict) -> dict:
     if record.get("schema") != SCHEMA:
         raise ValueError(
             f"`schema` must be {SCHEMA} in report.json, that of this version. Received: schema={record.get('schema')!r}"
         )
-    data = (folder / record["outcomes"]["file"]).read_bytes()
+    path = _inside(folder, record["outcomes"]["file"])
+    if not path.is_file():
+        raise ValueError(f"`folder` must hold the outcomes of its report.json. Received: no file {path.name!r} in it")
+    data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != record["outcomes"]["sha256"]:
         raise ValueError("`folder` must hold the outcomes.npz that belongs to report.json. Received: another one")
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+    with open_npz(io.BytesIO(data)) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     outcomes = []
     for i, head in enumerate(record["outcomes"]["list"]):
@@ -78,10 +96,22 @@ def read(folder: Path) -> dict:
         outcomes.append(Outcome(**{name: head[name] for name in WORDS}, **values))
     sections = []
     for section in record["sections"]:
-        image = folder / _figure(section["name"])
+        image = _inside(folder, _figure(section["name"]))
         sections.append(Section(**section, figure=image.read_bytes() if image.is_file() else None))
     kept = {name: record[name] for name in _KEPT}
     return {"outcomes": outcomes, "sections": sections, "examples": _unflat(found, record["examples"]), **kept}
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The path of a file in the folder of a report; neither its name nor a link may lead out.
+
+    Raises:
+        ValueError: It does.
+    """
+    path = folder / name
+    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"A file of a report must lie in its folder. Received: {name!r}, which leads out of {folder}")
+    return path
 
 
 def _figure(section: str) -> str:

@@ -14,6 +14,7 @@ from kerasdef import checks
 from kerasdef.evaluation.outcomes import COLUMNS, POOLED
 from kerasdef.reporting.results import Results
 from kerasdef.reporting.words import TITLES, distance, label, meaning, percent, radius, share
+from kerasdef.texts import shown
 
 
 def text(results: Results, models: Sequence[str] | None = None, width: int = 110) -> str:
@@ -37,7 +38,7 @@ def text(results: Results, models: Sequence[str] | None = None, width: int = 110
     console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None, emoji=False)
     for part in parts:
         if part is not None:
-            console.print(Text(part) if isinstance(part, str) else part)
+            console.print(Text(shown(part)) if isinstance(part, str) else part)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines()) + "\n"
 
 
@@ -150,11 +151,11 @@ def _costs(results: Results) -> Table | None:
 
 
 def _table(title: str, *heads: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table = Table(title=Text(shown(title)), title_justify="left", box=box.SIMPLE, pad_edge=False)
     for i, head in enumerate(heads):
-        table.add_column(Text(head), justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(Text(shown(head)), justify="left" if i == 0 else "right", overflow="fold")
     return table
 
 
 def _texts(*cells: str) -> list[Text]:
-    return [Text(cell) for cell in cells]  # Text: brackets are not markup
+    return [Text(shown(cell)) for cell in cells]  # Text: brackets are not markup

@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from kerasdef.archives import TooLarge, open_npz
 from kerasdef.files import naming, write_whole
 from kerasdef.identity import digest
 
@@ -46,14 +47,17 @@ def read_piece(path: Path, *, of: str = "") -> Piece:
 
     Raises:
         Damaged: The file is damaged, or of something else.
+        ValueError: It unpacks to more than the limit of `kerasdef.archives`.
         OSError: It could not be read.
     """
     try:
-        with naming(path), np.load(path, allow_pickle=False) as file:
+        with naming(path), open_npz(path) as file:
             arrays = {name: file[name] for name in file.files}
         text, seal = str(arrays.pop(_META)), json.loads(str(arrays.pop(_SEAL)))
         whole = seal["digest"] == digest(arrays, text)
         meta, found = json.loads(text), seal["of"]
+    except TooLarge:
+        raise
     except _BROKEN:
         whole = False
     if not whole:

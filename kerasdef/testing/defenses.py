@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, losses, models
+from kerasdef.annotations import checked
 from kerasdef.attacks import PGD
 from kerasdef.defenses import Decision, Defense, load
 from kerasdef.models.bounds import from_pixels
@@ -18,6 +19,7 @@ from kerasdef.testing.attacks import claim
 _N = 24
 
 
+@checked
 def check_defense(defense: Defense, *, saved_model: bool = True) -> None:
     """Check that a defense keeps the contract of all defenses; it takes some seconds.
 

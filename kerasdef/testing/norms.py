@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from keras import ops
 
+from kerasdef.annotations import checked
 from kerasdef.norms import L1, Norm
 from kerasdef.random import sample_seeds
 from kerasdef.testing.attacks import claim
@@ -14,6 +15,7 @@ from kerasdef.testing.attacks import claim
 _SIGMAS = 5.0  # a sound sampler fails a check of five standard errors once in two million
 
 
+@checked
 def check_norm(norm: Norm) -> None:
     """Check that a norm's size, projection, steepest step and sample belong together; it takes a second.
 

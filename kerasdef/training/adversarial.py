@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, models
+from kerasdef.annotations import checked
 from kerasdef.attacks import Goal, Misclassify, StepAttack, signs
 from kerasdef.training.objectives import Batch, Madry, Objective, kl_divergence
 from kerasdef.training.schedules import Radius
@@ -80,6 +81,7 @@ class AdversarialTraining(Trainer):
     >>> trainer.fit(x, y, batch_size=128, epochs=10)
     """
 
+    @checked
     def __init__(
         self,
         model: keras.Model,
@@ -210,7 +212,7 @@ class AdversarialTraining(Trainer):
 
         def look():
             with backend.constant(self.view):
-                logits, reached, zero = signs.look_at(
+                logits, reached, zero, _ = signs.look_at(
                     lambda z: backend.evaluate(self.view, z), x, labels, Misclassify()
                 )
             zero = ops.logical_and(zero, ops.logical_not(reached))

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from keras import ops
 
 from kerasdef import checks
+from kerasdef.annotations import check_fields, checked
 from kerasdef.losses import FAR, best_other
 from kerasdef.training.objectives import Batch, Objective
 
 
+@checked
 def most_confusing(logits, y):
     """Loss of shape (n,) of a targeted attack on the likeliest wrong class: its log-probability.
 
@@ -23,6 +25,7 @@ def most_confusing(logits, y):
     return best_other(logits, y) - ops.logsumexp(logits, axis=-1)
 
 
+@checked
 def adversarial_labels(logits, y, eps_y: float | None = 0.5, gamma: float = 0.01, ratio: float = 9.0):
     """Labels moved against the model: what the true class loses goes to the classes that the model finds unlikely.
 
@@ -77,6 +80,7 @@ class Bilateral(Objective):
     ratio: float = 9.0
 
     def __post_init__(self):
+        check_fields(self)
         if self.eps_y is not None:
             checks.real("eps_y", self.eps_y, low=0.0, high=1.0)
         checks.real("gamma", self.gamma, low=0.0, open_low=True)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kerasdef import checks, models
+from kerasdef.annotations import checked
 from kerasdef.attacks import PGD, Attack, StepAttack, signs
 from kerasdef.datasets.batches import Mixture
 from kerasdef.runs.keeping import Pace
@@ -67,6 +68,7 @@ class RobustValidation(keras.callbacks.Callback):
     right.
     """
 
+    @checked
     def __init__(
         self,
         x,
@@ -130,6 +132,7 @@ class OverfittingGuard(keras.callbacks.Callback):
     with more steps is this project's choice.
     """
 
+    @checked
     def __init__(self, drop: float = 0.2, gap: float = 0.1, more: int = 1, most: int = 3, start: int = 0):
         super().__init__()
         self.drop = checks.real("drop", drop, low=0.0, high=1.0, open_low=True)
@@ -211,6 +214,7 @@ class BestRobust(keras.callbacks.Callback):
     References: Rice et al., 2020, https://arxiv.org/abs/2002.11569.
     """
 
+    @checked
     def __init__(self, start: int = 0):
         super().__init__()
         self.start = checks.non_negative_int("start", start)
@@ -251,6 +255,7 @@ class AttackStages(keras.callbacks.Callback):
         stages: Stages in their order. After the last one its attack stays.
     """
 
+    @checked
     def __init__(self, stages: Sequence[Stage]):
         super().__init__()
         self.stages = tuple(stages)
@@ -283,6 +288,7 @@ class Resume(keras.callbacks.Callback):
         seconds: Seconds between two states within an epoch, above 0; more where they take long to write.
     """
 
+    @checked
     def __init__(
         self,
         path: str | Path,
@@ -350,7 +356,12 @@ class Resume(keras.callbacks.Callback):
         self.model._initial_epoch = None
 
     def _skip(self, *arguments):
-        """Stands in for the training function: takes the batches, and does nothing with them."""
+        """Stands in for the training function: takes the batches, and does nothing with them.
+
+        The last one is trained on, which makes all variables that there are; the state then takes it back.
+        """
+        if self.calls == self.skipped - 1:
+            return self.real(*arguments)
         for _ in range(self.model.steps_per_execution):
             next(arguments[-1])
         return {} if len(arguments) == 1 else ({}, arguments[0])  # JAX passes its state

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from kerasdef import backend, checks, models
+from kerasdef.annotations import checked
 from kerasdef.training.trainer import Trainer, check_classifier
 
 
@@ -26,6 +27,7 @@ class Distillation(Trainer):
     References: Papernot et al., 2016, https://arxiv.org/abs/1511.04508 (section IV).
     """
 
+    @checked
     def __init__(self, model: keras.Model, temperature: float = 20.0, teacher: keras.Model | None = None, **kwargs):
         super().__init__(**kwargs)
         check_classifier(model)

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from kerasdef import checks, models
+from kerasdef.annotations import checked
 from kerasdef.training.trainer import Trainer, check_bounds, check_classifier
 
 
@@ -37,6 +38,7 @@ class FreeTraining(Trainer):
     References: Shafahi et al., 2019, https://arxiv.org/abs/1904.12843 (Algorithm 1).
     """
 
+    @checked
     def __init__(
         self,
         model: keras.Model,

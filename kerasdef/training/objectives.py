@@ -10,6 +10,7 @@ from typing import ClassVar
 from keras import ops
 
 from kerasdef import checks
+from kerasdef.annotations import check_fields
 from kerasdef.losses import pick
 
 
@@ -91,6 +92,7 @@ class Mixed(Objective):
     weight: float = 0.5
 
     def __post_init__(self):
+        check_fields(self)
         checks.real("weight", self.weight, low=0.0, high=1.0)
 
     def __call__(self, batch: Batch):
@@ -112,6 +114,7 @@ class Trades(Objective):
     beta: float = 6.0
 
     def __post_init__(self):
+        check_fields(self)
         checks.real("beta", self.beta, low=0.0)
 
     def __call__(self, batch: Batch):
@@ -132,6 +135,7 @@ class Mart(Objective):
     weight: float = 5.0
 
     def __post_init__(self):
+        check_fields(self)
         checks.real("weight", self.weight, low=0.0)
 
     def __call__(self, batch: Batch):
@@ -161,6 +165,7 @@ class Pairing(Objective):
     weight: float = 0.5
 
     def __post_init__(self):
+        check_fields(self)
         checks.real("weight", self.weight, low=0.0)
 
     def __call__(self, batch: Batch):
@@ -182,6 +187,7 @@ class Reject(Objective):
     weight: float = 0.5
 
     def __post_init__(self):
+        check_fields(self)
         checks.non_negative_int("label", self.label)
         checks.real("weight", self.weight, low=0.0, high=1.0)
 

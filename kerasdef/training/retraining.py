@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import Count, checked
 
 
 class Shares(keras.utils.PyDataset):
@@ -28,12 +29,13 @@ class Shares(keras.utils.PyDataset):
     References: iar paper, section on model training (equal representation of all data types).
     """
 
+    @checked
     def __init__(
         self,
         parts: Sequence[tuple[np.ndarray, np.ndarray]],
         weights: Sequence[float],
         *,
-        batch_size: int,
+        batch_size: Count,
         classes: int,
         seed: int = 0,
     ):
@@ -48,7 +50,7 @@ class Shares(keras.utils.PyDataset):
         if self.each > sizes[0]:
             raise ValueError(f"`batch_size` must be at most {sizes[0] * len(parts)}. Received: batch_size={batch_size}")
         self.weights = np.repeat(np.asarray(weights, dtype="float32") * len(parts), self.each)
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(checks.non_negative_int("seed", seed))
         self.orders = [rng.permutation(n) for n in sizes]
 
     def __len__(self) -> int:

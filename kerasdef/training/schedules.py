@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import checks
+from kerasdef.annotations import check_fields
 from kerasdef.attacks import StepAttack
 
 
@@ -33,6 +34,7 @@ class Radius:
     points: tuple[tuple[float, float], ...]
 
     def __post_init__(self):
+        check_fields(self)
         points = tuple((checks.real("points", t, low=0.0), checks.real("points", r, low=0.0)) for t, r in self.points)
         shrinks = any(b[0] < a[0] or b[1] < a[1] for a, b in itertools.pairwise(points))
         if not points or shrinks:

@@ -83,6 +83,7 @@ def check_classifier(model: keras.Model) -> None:
         ValueError: The model is not built, is a subclass without symbolic outputs, has several outputs, gives several
             labels at once, or takes integers that stand for tokens.
     """
+    backend.refuse_fork()
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
     if model.built and not getattr(model, "outputs", None):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from keras import ops
 
 from kerasdef import checks
+from kerasdef.annotations import check_fields
 from kerasdef.norms import L1, per_sample
 
 
@@ -54,6 +55,7 @@ class Momentum(Direction):
     decay: float = 1.0  # paper: mu = 1.0
 
     def __post_init__(self):
+        check_fields(self)
         checks.real("decay", self.decay, low=0.0)
 
     def init(self, x) -> dict:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kerasdef import checks, models, norms
+from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.white.gradient import GradientAttack
 from kerasdef.goals import Goal, Misclassify
@@ -61,6 +62,7 @@ class GMA(Attack):
     goal: Goal = field(default_factory=Misclassify)
 
     def __post_init__(self):
+        check_fields(self)
         checks.one_of("mode", self.mode, ("cycle", "all"))
         object.__setattr__(self, "norm", norms.get(self.norm))
         object.__setattr__(self, "radii", checks.radius("radii", np.atleast_1d(self.radii)))
@@ -126,7 +128,11 @@ class GMAAnalysis:
     case: str
     by_radius: dict[float, float]
 
+    def __post_init__(self):
+        check_fields(self)
 
+
+@checked
 def gma_analysis(
     model: keras.Model,
     x: np.ndarray,

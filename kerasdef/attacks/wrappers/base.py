@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from kerasdef import checks
+from kerasdef.annotations import check_fields
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.white.gradient import GradientAttack
 from kerasdef.goals import Goal, Hit
@@ -24,6 +25,7 @@ class Wrapper(Attack):
     attack: Attack
 
     def __post_init__(self):
+        check_fields(self)
         if not isinstance(self.attack, Attack):
             raise ValueError(f"`attack` must be an Attack. Received: attack={self.attack!r}")
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 import keras
 from keras import ops
 
+from kerasdef.annotations import checked
+
 
 @keras.saving.register_keras_serializable("kerasdef")
 class BPDA(keras.layers.Layer):
@@ -31,6 +33,7 @@ class BPDA(keras.layers.Layer):
     References: Athalye et al., 2018, https://arxiv.org/abs/1802.00420 (section 4.1).
     """
 
+    @checked
     def __init__(self, layer: keras.layers.Layer, backward: Callable | None = None, **kwargs):
         super().__init__(**kwargs)
         if not isinstance(layer, keras.layers.Layer):
@@ -70,6 +73,7 @@ class BPDA(keras.layers.Layer):
         return cls(**(config | parts))
 
 
+@checked
 def bpda(model: keras.Model, backward: Mapping[str, Callable | None]) -> keras.Model:
     """Return a model that shares all weights with `model` and has other gradients through the named layers.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from kerasdef import checks
+from kerasdef.annotations import checked
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.engine import StepAttack
 from kerasdef.attacks.worst_of import WorstOf
 from kerasdef.attacks.wrappers.base import Wrapper
 
 
+@checked
 def EOT(attack: Attack, samples: int) -> Attack:
     """Return an attack whose gradients are averaged over draws of the model's randomness; wrappers stay around it.
 

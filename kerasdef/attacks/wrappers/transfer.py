@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kerasdef.annotations import checked
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.wrappers.base import Wrapper
 from kerasdef.models import Victim
@@ -35,6 +36,7 @@ class Transfer(Wrapper):
 
     source: keras.Model
 
+    @checked
     def __init__(self, source: keras.Model, attack: Attack):  # the source first: it is attacked before the model
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "attack", attack)

@@ -46,7 +46,7 @@ def _attacks(name: str, value) -> dict[str, Callable]:
 
 
 def _stop(name: str, value) -> str:
-    if value != "rho":
+    if not isinstance(value, str) or value != "rho":
         raise ValueError(f'`{name}` must be None or "rho". Received: {name}={value!r}')
     return value
 

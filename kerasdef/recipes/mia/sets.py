@@ -11,7 +11,6 @@ import numpy as np
 
 from kerasdef import checks, models
 from kerasdef.attacks import FGSM, GMA, PGD, CarliniWagner, Cycled, GradientAttack
-from kerasdef.recipes.base import l2_distance
 from kerasdef.recipes.mia.settings import ATTACKS, RADII, RADII_SIZE
 from kerasdef.runs.pieces import Piece
 from kerasdef.training import adversarial_count
@@ -47,7 +46,6 @@ class AdversarialSet:
         x: Images of shape (n, ...).
         y: True labels of shape (n,).
         index: Which image of its split each row is, shape (n,).
-        distance: L2 distance to the clean image, shape (n,).
         radius: Radius of each row, shape (n,), or None.
         asked: Images that were to be attacked.
         wrong: How many of these were left out because the target gets them wrong anyway.
@@ -57,7 +55,6 @@ class AdversarialSet:
     x: np.ndarray
     y: np.ndarray
     index: np.ndarray
-    distance: np.ndarray
     asked: int
     wrong: int
     unmoved: int
@@ -92,7 +89,6 @@ def attacked(name: str, attack: Callable, target: keras.Model, x, y, rows, *, se
         "x": x_adv[moved],
         "y": y[chosen][moved],
         "index": chosen[moved],
-        "distance": l2_distance(x_adv, x[chosen])[moved].astype("float32"),
     }
     radius = radius_of_each(attack, len(chosen))
     if radius is not None:

@@ -111,7 +111,7 @@ class MIASettings(RunSettings):
         help="The name of the network of the undefended target.",
         python="Also a function (input_shape, outputs, seed=...) that returns a Keras model.",
     )
-    members: Sequence[str | Callable] = setting(
+    members: Sequence[str | Callable] | str | Callable = setting(
         ("eat1", "eat2", "eat3"),
         check=_members,
         read=common.several,

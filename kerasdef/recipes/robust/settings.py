@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kerasdef import checks
+from kerasdef.annotations import finite
 from kerasdef.catalog import NORMS
 from kerasdef.recipes import settings as common
 from kerasdef.recipes.settings import RunSettings, enough_epochs, usual_batch
@@ -282,7 +283,7 @@ class EnsembleSettings(_WithRadius):
     """Trains on one step taken on other trained networks and on the model in turn."""
 
     paper: ClassVar[str] = "Tramer et al., 2018"
-    sources: tuple[str, ...] = setting(
+    sources: tuple[str, ...] | str = setting(
         ("target_dnn", "vgg7"),
         check=lambda name, value: common.sequence(name, (value,) if isinstance(value, str) else value),
         help="The names of the other networks.",
@@ -300,7 +301,7 @@ class BilateralSettings(_WithRadius):
     """Trains on one step on the images and one on the labels."""
 
     paper: ClassVar[str] = "Wang and Zhang, 2019"
-    eps_y: float = setting(
+    eps_y: float | None = setting(
         0.5,
         check=lambda name, value: None if value is None else common.unit(name, value),
         source="the authors' rule for ten equal classes",
@@ -341,7 +342,7 @@ class DistillationSettings(MethodSettings):
 
 def _stages(name: str, value) -> tuple:
     """Return numbers, one for each stage."""
-    if not isinstance(value, tuple | list) or not all(isinstance(v, int | float) for v in value):
+    if not isinstance(value, tuple | list) or not all(map(finite, value)):
         raise ValueError(f"`{name}` must be numbers, one for each stage. Received: {name}={value!r}")
     return tuple(value)
 

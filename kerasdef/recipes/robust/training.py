@@ -17,7 +17,7 @@ from kerasdef.defenses.loading import read_keras
 from kerasdef.evaluation import evaluate
 from kerasdef.identity import architecture, digest, identity
 from kerasdef.models import networks
-from kerasdef.recipes.base import Tick, stratified, unfinished
+from kerasdef.recipes.base import Diverged, Tick, stratified, unfinished
 from kerasdef.recipes.robust import report as judging
 from kerasdef.recipes.robust.methods import Job, Method, method_of
 from kerasdef.recipes.robust.result import Trained
@@ -204,7 +204,7 @@ class _Run:
                 epochs=epochs,
                 validation_data=Mixture([(d.x_valid, d.y_valid)], batch_size=512),
                 verbose=0,
-                callbacks=[*callbacks, Tick(advance, len(data))],
+                callbacks=[*callbacks, Tick(advance, len(data)), Diverged()],
                 shuffle=False,  # the order is that of `data`; Keras would shuffle the batches without a seed
             )
         return {k: [float(v) for v in values] for k, values in history.history.items()}

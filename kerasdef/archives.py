@@ -1,0 +1,99 @@
+"""Archives from outside: the sizes that they declare are checked before anything is unpacked."""
+
+from __future__ import annotations
+
+import math
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+LIMIT = 2 * 2**30  # bytes; the largest data set that is known here, MNIST as float32, has 0.2 GiB
+LIMIT_VARIABLE = "KERASDEF_MAX_UNPACKED"  # raises it, in bytes
+
+
+class TooLarge(ValueError):
+    """What unpacks to more than the limit."""
+
+
+def open_npz(source: Path | BinaryIO) -> np.lib.npyio.NpzFile:
+    """Open an .npz file as `np.load` does, without pickles, after a look at the sizes that it declares.
+
+    Args:
+        source: A path, or a stream of bytes that can be read from any place.
+
+    Raises:
+        ValueError: It unpacks to more than the limit, or an array declares another size than there are bytes.
+        zipfile.BadZipFile: It is no archive.
+    """
+    with zipfile.ZipFile(source) as archive:
+        check_zip(archive)
+        for member in archive.infolist():
+            if member.filename.endswith(".npy"):
+                with archive.open(member) as stream:
+                    _check_header(stream, member)
+    if not isinstance(source, Path):
+        source.seek(0)
+    return np.load(source, allow_pickle=False)
+
+
+def check_zip(archive: zipfile.ZipFile) -> None:
+    """Raise a ValueError where the members of a zip declare more bytes than the limit."""
+    packed = sum(member.compress_size for member in archive.infolist())
+    check_size(archive.filename or "The archive", sum(member.file_size for member in archive.infolist()), packed)
+
+
+def tar_files(tar: tarfile.TarFile, name: str | Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Yield path and entry of each ordinary file of a tar; links and devices are left out.
+
+    Raises:
+        ValueError: The entries so far declare more bytes than the limit; they have not been unpacked yet.
+    """
+    total = 0
+    for member in tar:
+        total += member.size
+        check_size(name, total)
+        if member.isfile():
+            yield member.name, member
+
+
+def check_size(name: str | Path, size: int, packed: int = 0) -> None:
+    """Raise where something unpacks to more than the limit.
+
+    Args:
+        name: What is unpacked, for the error.
+        size: Bytes that it declares.
+        packed: Bytes that it takes up now: what does not grow is not refused, however large it is.
+
+    Raises:
+        TooLarge: It would. The error says how the limit is raised.
+    """
+    limit = _limit()
+    if size > max(limit, packed):
+        raise TooLarge(
+            f"{name} unpacks to {size / 2**30:.1f} GiB, more than the limit of {limit / 2**30:.1f} GiB. If you trust "
+            f"it, set the environment variable {LIMIT_VARIABLE} to a larger number of bytes"
+        )
+
+
+def _limit() -> int:
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    if text and not text.isdecimal():
+        raise ValueError(f"`{LIMIT_VARIABLE}` must be a number of bytes. Received: {LIMIT_VARIABLE}={text!r}")
+    return int(text) if text else LIMIT
+
+
+def _check_header(stream: BinaryIO, member: zipfile.ZipInfo) -> None:
+    """Raise unless an array has as many bytes as its header says: NumPy allocates them before it reads."""
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"{member.filename} is of the version {version} of the format, which is not read")
+    shape, _, dtype = readers[version](stream)
+    wanted, there = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+    if not dtype.hasobject and wanted != there:  # objects are pickles, which NumPy refuses
+        raise ValueError(f"{member.filename} declares {wanted} bytes of data and holds {there}")

@@ -1,0 +1,311 @@
+"""Nothing is let in: files, archives and names from others, and versions of libraries with known holes."""
+
+import configparser
+import gzip
+import hashlib
+import io
+import json
+import re
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kerasdef import archives
+from kerasdef.datasets import load, readers
+from kerasdef.evaluation import Outcome
+from kerasdef.models.export import facts_of
+from kerasdef.models.loading import read_keras
+from kerasdef.reporting import Report, Section
+from kerasdef.runs.pieces import read_piece
+from kerasdef.texts import cell, shown
+
+# By package: the first version without the holes, and the advisories that say so.
+NEEDED = {
+    "keras": ((3, 15), "CVE-2025-1550 CVE-2025-8747 CVE-2025-9905 CVE-2025-9906 CVE-2026-1462 CVE-2026-12481"),
+    "tensorflow": ((2, 18, 1), "CVE-2024-7264 CVE-2024-9681"),
+    "pillow": ((13, 0), "CVE-2026-59199 CVE-2026-112398"),
+    "scikit-learn": ((1, 5), "CVE-2024-5206"),
+    "jinja2": ((3, 1, 6), "CVE-2024-56201 CVE-2024-56326 CVE-2025-27516"),
+}
+SETUP = Path(__file__).parent.parent / "setup.cfg"
+
+
+@pytest.mark.parametrize("package", NEEDED)
+def test_no_version_with_a_known_hole_is_declared(package):
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(SETUP)
+    found = dict(re.findall(r"^([\w-]+)>=([\d.]+)$", setup["options"]["install_requires"], re.MULTILINE))
+    needed, advisories = NEEDED[package]
+    assert tuple(map(int, found[package].split("."))) >= needed
+    assert all(name in SETUP.read_text() for name in advisories.split())
+
+
+# Sizes
+
+
+@pytest.fixture
+def bomb(tmp_path):
+    """A data set of 2 MiB that unpacks to 3 GiB."""
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in readers.KEYS:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                shape = (2**20, 32, 32, 3) if name == "x_train" else (1,)
+                np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+                stream.write(b"\0")
+    edited = path.read_bytes()
+    start = edited.rindex(b"PK\x01\x02", 0, edited.index(b"x_train.npy", edited.index(b"PK\x01\x02")))
+    size = (3 * 2**30 + 128).to_bytes(4, "little")  # what the directory of the archive says of x_train
+    path.write_bytes(edited[: start + 24] + size + edited[start + 28 :])
+    return path
+
+
+def test_a_data_set_that_unpacks_to_far_more_is_refused_before(bomb, monkeypatch):
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *args, **kwargs: pytest.fail("it was unpacked"))
+    with pytest.raises(ValueError, match=r"bomb\.npz unpacks to 3\.0 GiB, more than .* 2\.0 GiB.*MAX_UNPACKED"):
+        load(bomb)
+    with pytest.raises(ValueError, match=r"unpacks to 3\.0 GiB"):
+        read_piece(bomb)
+
+
+@pytest.fixture
+def small_limit(monkeypatch):
+    monkeypatch.setenv(archives.LIMIT_VARIABLE, "100000")
+
+
+def save(path, **changes):
+    x, y = np.zeros((40, 60, 60), "uint8"), np.arange(40) % 2
+    np.savez_compressed(path, **{"x_train": x, "y_train": y, "x_test": x[:4], "y_test": y[:4]} | changes)
+    return path
+
+
+def test_the_limit_can_be_raised(tmp_path, small_limit, monkeypatch):
+    path = save(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="unpacks to"):
+        load(path)
+    monkeypatch.setenv(archives.LIMIT_VARIABLE, "1000000")
+    assert load(path).n_train == 40
+    monkeypatch.setenv(archives.LIMIT_VARIABLE, "1 GiB")
+    with pytest.raises(ValueError, match=r"`KERASDEF_MAX_UNPACKED` must be a number of bytes. Received: .*1 GiB"):
+        load(path)
+
+
+def test_what_is_as_large_on_disk_is_no_bomb(tmp_path, small_limit):
+    x, y = np.zeros((40, 60, 60), "uint8"), np.arange(40) % 2
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert load(tmp_path / "a.npz").n_train == 40
+
+
+def test_an_array_that_declares_more_than_it_holds_is_refused_before_memory_is_taken(tmp_path):
+    path = save(tmp_path / "a.npz")
+    with zipfile.ZipFile(path) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    stream = io.BytesIO()
+    header = {"descr": "<f8", "fortran_order": False, "shape": (2**36,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    members["y_train.npy"] = stream.getvalue() + b"\0" * 8
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in members.items():
+            new.writestr(name, content)
+    with pytest.raises(ValueError, match=r"y_train\.npy declares 549755813888 bytes of data and holds 8"):
+        load(path)
+
+
+def test_an_idx_file_is_read_no_further_than_its_header_says(tmp_path, small_limit):
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(b"\0\0\x08\x01" + (10**6).to_bytes(4, "big") + b"\0" * 10**6))
+    with pytest.raises(ValueError, match=r"a\.gz unpacks to"):
+        readers.read_idx(path)
+    path.write_bytes(gzip.compress(b"\0\0\x08\x01" + (3).to_bytes(4, "big") + b"\1" * 10**6))
+    with pytest.raises(ValueError, match="must be a gzipped IDX file"):
+        readers.read_idx(path)
+
+
+def test_a_tar_that_unpacks_to_far_more_is_refused(tmp_path, small_limit):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        member = tarfile.TarInfo("other")
+        member.size = 10**6
+        tar.addfile(member, io.BytesIO(b"\0" * 10**6))
+    with pytest.raises(ValueError, match="unpacks to"):
+        readers.read_cifar10(tmp_path / "a.tar.gz")
+
+
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.SYMTYPE])
+def test_a_tar_of_other_things_than_files_is_refused_by_name(tmp_path, kind):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in readers.CIFAR_BATCHES:
+            member = tarfile.TarInfo(f"{readers.CIFAR_FOLDER}/{name}")
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    with pytest.raises(ValueError, match=r"a\.tar must hold the CIFAR-10 batches"):
+        readers.read_cifar10(tmp_path / "a.tar")
+
+
+def test_a_pickle_cannot_ask_for_memory(tmp_path):
+    asks = b"\x80\x02cnumpy\nndarray\n\x8a\x05\0\0\0\0\x01\x85\x85R."  # numpy.ndarray((2 ** 32,))
+    for name in readers.CIFAR_BATCHES:
+        (tmp_path / name).write_bytes(asks)
+    with pytest.raises(ValueError, match="'str' object is not callable"):
+        readers.read_cifar10(tmp_path)
+
+
+def archive(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+def test_images_of_an_archive_are_neither_huge_nor_of_another_format(tmp_path):
+    table = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId\n00000_0.ppm;9;9;0;0;9;9;0\n"
+    stream = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(stream, "TIFF")
+    place = f"{readers.GTSRB_TRAIN}/00000"
+    for content, text in [
+        (b"P6 2000 2000 255\n", r"of size \(2000, 2000\)"),
+        (b"P6 20000 20000 255\n", "decompression bomb"),
+        (stream.getvalue(), "cannot identify image"),
+    ]:
+        train = archive(tmp_path / "a.zip", {f"{place}/GT.csv": table, f"{place}/00000_0.ppm": content})
+        with pytest.raises(ValueError, match=f"must be an official GTSRB archive.*{text}"):
+            readers.read_gtsrb(train, train, train)
+
+
+def test_an_archive_of_images_that_unpacks_to_far_more_is_refused(tmp_path, small_limit):
+    train = archive(tmp_path / "a.zip", {"large": b"\0" * 10**6})
+    with pytest.raises(ValueError, match=r"a\.zip unpacks to"):
+        readers.read_gtsrb(train, train, train)
+
+
+def test_a_model_that_unpacks_to_far_more_is_refused(tmp_path, small_limit):
+    path = archive(tmp_path / "a.keras", {"config.json": "{}", "metadata.json": " " * 10**6})
+    for read in (read_keras, facts_of):
+        with pytest.raises(ValueError, match=r"a\.keras unpacks to"):
+            read(path)
+
+
+# Files of a report
+
+
+def report(name="m", attack="pgd", **values):
+    outcomes = [Outcome(name, "adaptive", a, [0, 1], [0, 0]) for a in ("clean", attack)]
+    return Report(outcomes, **{"classes": 2} | values)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    folder = tmp_path / "run"
+    report(sections=[Section("mine", "Mine", rows=[{"a": 1}])]).save(folder)
+    return folder
+
+
+def edit(folder, change):
+    record = json.loads((folder / "report.json").read_text())
+    change(record)
+    (folder / "report.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../outcomes.npz", "figures/../../outcomes.npz", "link.npz", "a\0b"])
+def test_outcomes_of_a_report_lie_in_its_folder(saved, name):
+    outside = saved.parent / "outcomes.npz"
+    outside.write_bytes((saved / "outcomes.npz").read_bytes())
+    (saved / "link.npz").symlink_to(outside)
+    edit(saved, lambda record: record["outcomes"].update(file=name))
+    with pytest.raises(ValueError, match=r"must lie in its folder\. Received: .* leads out of"):
+        Report.load(saved)
+
+
+def test_a_report_that_is_a_link_or_names_a_folder_is_refused(saved):
+    edit(saved, lambda record: record["outcomes"].update(file="figures"))
+    with pytest.raises(ValueError, match="no file 'figures' in it"):
+        Report.load(saved)
+    (saved / "report.json").rename(saved.parent / "report.json")
+    (saved / "report.json").symlink_to(saved.parent / "report.json")
+    with pytest.raises(ValueError, match="must lie in its folder"):
+        Report.load(saved)
+
+
+def test_a_figure_of_a_report_lies_in_its_folder(saved):
+    (saved.parent / "secret.png").write_bytes(b"secret")
+    (saved / "figures" / "section_mine.png").symlink_to(saved.parent / "secret.png")
+    with pytest.raises(ValueError, match=r"section_mine\.png', which leads out"):
+        Report.load(saved)
+
+
+def test_nothing_is_written_through_a_link_to_another_folder(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    mine = tmp_path / "elsewhere" / "section_mine.png"
+    mine.write_bytes(b"mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "figures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="'figures', which leads out"):
+        report().save(tmp_path / "run")
+    assert list((tmp_path / "elsewhere").iterdir()) == [mine]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.pop("outcomes"),
+        lambda record: record.update(outcomes=3),
+        lambda record: record["outcomes"]["list"].append({"model": "other"}),
+        lambda record: record.update(sections=[{"name": "x"}]),
+    ],
+)
+def test_a_report_that_is_damaged_is_named(saved, change):
+    edit(saved, change)
+    with pytest.raises(ValueError, match=r"report\.json must be a report as kerasdef writes it"):
+        Report.load(saved)
+
+
+def test_outcomes_that_unpack_to_far_more_are_refused(saved, small_limit):
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **{"0/y": np.zeros(10**6)})
+    (saved / "outcomes.npz").write_bytes(stream.getvalue())
+    edit(saved, lambda record: record["outcomes"].update(sha256=hashlib.sha256(stream.getvalue()).hexdigest()))
+    with pytest.raises(ValueError, match="unpacks to"):
+        Report.load(saved)
+
+
+# Names
+
+
+def test_a_name_with_dollars_or_in_other_letters_is_drawn_as_it_is(tmp_path, recwarn):
+    report(r"$\nonsense$", "攻击").save(tmp_path)
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+EVIL = "\x1b]0;x\x07\x1b[31mred\u202e\x9b2J"
+
+
+def test_control_characters_of_names_are_written_out_everywhere(tmp_path):
+    values = {"class_names": [EVIL, "b"], "dataset": EVIL, "notes": [EVIL], "flags": [EVIL], "settings": {"k": EVIL}}
+    values |= {"costs": {EVIL: {"gradients": 1, "seconds": 1, "peak_bytes": 1}}, "history": {}}
+    section = Section("s", EVIL, EVIL, [{EVIL: EVIL}])
+    found = report(f"m{EVIL}", f"a{EVIL}", sections=[section], **values)
+    found.save(tmp_path)
+    for text in (found.table(), *((tmp_path / name).read_text() for name in ("report.csv", "report.html"))):
+        assert not set("\x1b\x07\x9b\u202e") & set(text)
+        assert "\\x1b" in text
+    assert Report.load(tmp_path) == found  # stored as they are
+
+
+def test_a_name_in_an_error_cannot_speak_to_the_terminal(refused, tmp_path):
+    assert "\x1b" not in refused("attack", tmp_path / "gone\x1b[31m.keras", "--dataset", "digits")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\uff1d1", '=HYPERLINK("x")'])
+def test_a_cell_that_a_spreadsheet_would_run_is_quoted(tmp_path, name):
+    report(name).save(tmp_path)
+    text = (tmp_path / "report.csv").read_text()
+    assert cell(name) == f"'{name}"
+    assert text.count("'" + name.replace('"', '""')) == 3  # clean, pgd, pooled
+
+
+def test_numbers_and_plain_names_stay_as_they_are():
+    assert [cell(v) for v in (-1.5, "fgsm-2", None, "a=b")] == [-1.5, "fgsm-2", None, "a=b"]
+    assert shown("Bö\nb\t") == "Bö\nb\\t"
