@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
-from kerasdef.annotations import check_fields, checked
+from kerasdef.annotations import check, check_fields, checked
 from kerasdef.models import graph
 from kerasdef.models.bounds import float_input
 
