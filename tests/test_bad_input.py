@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kerasdef
-from kerasdef import annotations, goals, norms
+from kerasdef import annotations, attacks, backend, goals, losses, norms
 from kerasdef.attacks import FGSM, PGD
 from kerasdef.attacks.by_name import make
 from kerasdef.evaluation import Outcome
@@ -366,7 +366,7 @@ def test_data_of_the_wrong_kind_are_refused_by_name(x, y, named):
     "model", [_Two(), a_dict(MODEL), net(1, "softmax"), np, "model", lambda x: np.ones((6, 3)) * 1j]
 )
 def test_models_of_the_wrong_kind_are_refused(model):
-    with pytest.raises(ValueError, match="model|Keras") as error:
+    with pytest.raises(ValueError, match=r"model|Keras") as error:
         attacks.Square(eps=0.1, queries=3)(model, X, Y)
     assert ours(error.value, traceback.extract_tb(error.value.__traceback__))
 
@@ -382,8 +382,9 @@ def test_a_callable_cannot_write_into_its_input():
         x[:] = 0
         return np.eye(3)[np.zeros(len(x), int)]
 
-    with pytest.raises(ValueError, match="read-only"):
-        attacks.Square(eps=0.1, queries=3)(writes, X, Y)
+    x = X.copy()
+    attacks.Square(eps=0.1, queries=3)(writes, x, Y)
+    np.testing.assert_array_equal(x, X)
 
 
 def test_a_batch_larger_than_the_data_needs_no_more_room():
@@ -427,7 +428,7 @@ def test_training_that_diverges_says_where(tmp_path):
     data = np.concatenate([X] * 20), np.concatenate([Y] * 20)
     model = net()
     model.layers[0].kernel.assign(np.full((4, 3), np.nan, "float32"))
-    with pytest.raises(ValueError, match="diverged.*epoch 1, batch 1"):
+    with pytest.raises(ValueError, match=r"diverged.*epoch 1, batch 1"):
         fit(model, Mixture([data], batch_size=8, seed=0), epochs=1, title="a", show=False)
 
 
