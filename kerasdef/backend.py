@@ -320,11 +320,10 @@ def _of_any_length(function) -> Callable:
     traced = {}
 
     def run(*arguments):
-        arguments = tf.nest.map_structure(tf.convert_to_tensor, arguments)
-        flat = tf.nest.flatten(arguments)
-        key = tuple((t.dtype, t.shape.rank, *t.shape[1:]) for t in flat)
+        flat = tf.nest.flatten(arguments)  # arrays become tensors in the call itself, which is faster
+        key = tuple((tf.as_dtype(t.dtype), len(t.shape), *t.shape[1:]) for t in flat)
         if key not in traced:
-            specs = [tf.TensorSpec((None, *t.shape[1:]) if t.shape.rank else (), t.dtype) for t in flat]
+            specs = [tf.TensorSpec((None, *sides) if rank else (), dtype) for dtype, rank, *sides in key]
             traced[key] = function.get_concrete_function(*tf.nest.pack_sequence_as(arguments, specs))
         return traced[key](*arguments)
 

@@ -37,8 +37,8 @@ class Goal(ABC):
         return logits
 
     def reached(self, logits, y):
-        """Booleans of shape (n,): the attack has reached its goal."""
-        return self.value(losses.margin, logits, y) > 0
+        """Booleans of shape (n,): the attack has reached its goal. An output that is no answer reaches none."""
+        return ops.logical_and(answered(logits), self.value(losses.margin, logits, y) > 0)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Misclassify(Goal):
 
     def reached(self, logits, y):
         """The label is not y; where logits tie, it is the first of them."""
-        return _label(logits) != ops.cast(y, "int32")
+        return ops.logical_and(answered(logits), _label(logits) != ops.cast(y, "int32"))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Hit(Goal):
 
     def reached(self, logits, y):
         """The label is y."""
-        return _label(logits) == ops.cast(y, "int32")
+        return ops.logical_and(answered(logits), _label(logits) == ops.cast(y, "int32"))
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Evade(Goal):
     def reached(self, logits, y):
         """The label is neither y nor that of rejected inputs."""
         label = _label(logits)
-        return ops.logical_and(label != ops.cast(y, "int32"), label != self.reject)
+        other = ops.logical_and(label != ops.cast(y, "int32"), label != self.reject)
+        return ops.logical_and(answered(logits), other)
 
     def _join(self, logits, y, joined):
         k = logits.shape[-1]
@@ -109,6 +110,11 @@ class Evade(Goal):
         far = ops.one_hot(ops.full_like(y, self.reject), k, dtype=logits.dtype) * losses.FAR
         far = far * (1.0 - at_y)  # a label that is the rejected class itself stays in its place
         return logits * (1.0 - at_y) + ops.expand_dims(both, -1) * at_y - far
+
+
+def answered(logits):
+    """Booleans of shape (n,): the outputs, of shape (n, ...), are an answer, that is, finite."""
+    return ops.all(ops.isfinite(logits), axis=tuple(range(1, len(logits.shape))))
 
 
 def _label(logits):

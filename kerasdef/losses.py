@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from keras import ops
 
 from kerasdef import checks
@@ -50,6 +51,11 @@ def margin(logits, y):
     model is very sure.
     """
     return best_other(logits, y) - pick(logits, y)
+
+
+def finite(value):
+    """Values of shape (n,) with minus infinity, which no attack prefers, in the place of all that are not finite."""
+    return ops.where(ops.isfinite(value), value, -np.inf)
 
 
 def _ratio(gap, spread):

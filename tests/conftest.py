@@ -4,6 +4,7 @@ The whole suite runs in several processes (pytest-xdist), each with one thread: 
 than one net on two cores. Files that are named on the command line run in one process, `-n N` says otherwise.
 """
 
+import dataclasses
 import os
 import sys
 
@@ -12,19 +13,28 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before TensorFlow or JAX is imported
         os.environ.setdefault(variable, "1")
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
-import keras
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
-from kerasdef import backend, cli
+# the process that only hands tests to the others imports this file too, so what takes seconds is imported in fixtures
 
 GIB_EACH = 4  # memory that one process of the suite may come to need
 MOST = 4  # processes; each imports TensorFlow and trains the shared models anew
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads its options
+def pytest_cmdline_main(config):
+    """Ask for `-n auto --dist worksteal` where the command line does not; not in setup.cfg, for `-p no:xdist`."""
+    if config.pluginmanager.hasplugin("xdist") and "PYTEST_XDIST_WORKER" not in os.environ:
+        if config.option.numprocesses is None:
+            config.option.numprocesses = "auto"
+        if config.option.dist == "no":
+            config.option.dist = "worksteal"
+
+
+@pytest.hookimpl(optionalhook=True)  # unknown without xdist
 def pytest_xdist_auto_num_workers(config):
-    """Processes for `-n auto`, which setup.cfg asks for: by cores and memory; none where single files are named."""
+    """Processes for `-n auto`, the default: by cores and memory; none where single files are named."""
     if config.args_source is config.ArgsSource.ARGS and any(a.split("::")[0].endswith(".py") for a in config.args):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -39,6 +49,8 @@ def pytest_xdist_auto_num_workers(config):
 @pytest.fixture(scope="session")
 def digits():
     """The digits as (x_train, y_train, x_test, y_test): x of shape (n, 8, 8, 1) in [0, 1]."""
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     x = (images / 16).astype("float32").reshape(-1, 8, 8, 1)
     order = np.random.default_rng(0).permutation(len(x))
@@ -49,6 +61,10 @@ def digits():
 @pytest.fixture(scope="session")
 def digits_model(digits):
     """A convolutional model of the digits that gives logits; do not train it further."""
+    import keras
+
+    from kerasdef import backend
+
     x, y, _, _ = digits
     glorot = [keras.initializers.GlorotUniform(seed=i) for i in range(3)]
     model = keras.Sequential(
@@ -72,8 +88,22 @@ def digits_model(digits):
 
 
 @pytest.fixture
+def few_queries(monkeypatch):
+    """AutoAttack whose Square asks 200 times, not 5,000: for tests of what is done with what the parts find."""
+    from kerasdef.attacks import AutoAttack
+
+    attacks = AutoAttack.attacks
+
+    def short(self):
+        return {k: dataclasses.replace(a, queries=200) if k == "square" else a for k, a in attacks(self).items()}
+
+    monkeypatch.setattr(AutoAttack, "attacks", short)
+
+
+@pytest.fixture
 def command(monkeypatch, capsys):
     """A call that runs `kerasdef WORDS` in this process: (exit status, stdout, stderr)."""
+    from kerasdef import cli
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["kerasdef", *map(str, words)])

@@ -123,12 +123,13 @@ def test_on_a_linear_model_it_breaks_exactly_what_can_be_broken():
     oracle = LinearOracle(rng.normal(size=(12, 4)), 0.1 * rng.normal(size=4))
     x = rng.uniform(-1, 1, (60, 12)).astype("float32")
     y = oracle.logits(x).argmax(axis=1)
+    model = oracle.model()
     for norm, eps in (("linf", 0.1), ("l2", 0.3), ("l1", 0.5)):
         parts = (*QUICK, "fab-t")
         attack = AutoAttack(eps=eps, norm=norm, version="custom", parts=parts, bounds=(-50.0, 50.0))
         best = oracle.largest_margin(x, y, eps, norm)
         clear = np.abs(best) > 1e-3  # float32 on the boundary
-        found = attack.run(oracle.model(), x, y, progress=False)
+        found = attack.run(model, x, y, progress=False)
         np.testing.assert_array_equal(found.success[clear], best[clear] > 0)
         assert 0.1 < found.success.mean() < 0.9
 
@@ -150,6 +151,7 @@ def test_every_sample_may_have_a_radius_of_its_own_also_where_some_are_wrong_or_
     assert found.broken_by[3] == WRONG
 
 
+@pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize("wrong", ["all", "all but one"])
 def test_samples_that_are_wrong_from_the_start_are_left_alone_in_every_part(wrong):
     oracle = LinearOracle(np.random.default_rng(3).normal(size=(10, 8)))

@@ -226,7 +226,7 @@ def test_a_signature_of_another_range_is_found_though_noise_does_not_tell(tmp_pa
     model = keras.Sequential([keras.Input((3, 3, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
     model.layers[-1].set_weights([kernel, np.array([-0.1, 0.1], "float32")])
     x = np.random.default_rng(0).random((64, 3, 3, 1), dtype="float32")
-    assert np.ptp(module._outputs(model, x)["probabilities"], axis=0).max() < 1e-4
+    assert np.ptp(module._outputs(model, x, (0.0, 1.0))["probabilities"], axis=0).max() < 1e-4
     real = getattr(module, WRITE)
     monkeypatch.setattr(module, WRITE, lambda model, path, bounds: real(model, path, (0.0, 255.0)))
     with pytest.raises(RuntimeError, match="uint8 signature differs from the live model"):

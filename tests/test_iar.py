@@ -593,6 +593,7 @@ def test_rows_are_refused(refusal, data):
     assert left == []
 
 
+@pytest.mark.slow  # Carlini and Wagner's attack on four models; attacks and robust training in other bounds: default
 @pytest.mark.usefixtures("lean")
 def test_data_in_other_bounds_is_the_same_data(data):
     x, y = data

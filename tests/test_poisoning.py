@@ -102,6 +102,7 @@ def training(seed):
     return train
 
 
+@pytest.mark.slow  # that the loss of the targets rises is tested below
 def test_crafted_points_hurt_the_targets_more_than_random_ones(digits):
     x, y, x_target, y_target = digits
     attack = GMAPoisoning(share=0.3, steps=20, rounds=15, batch_size=300)

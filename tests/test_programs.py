@@ -10,7 +10,7 @@ from helpers import quiet
 from keras import ops
 
 from kerasdef import losses
-from kerasdef.attacks import APGD, BIM, FAB, FMN, NES, CarliniWagner, CarliniWagnerLinf, DeepFool
+from kerasdef.attacks import APGD, BIM, FAB, FMN, NES, CarliniWagner, CarliniWagnerLinf, DeepFool, engine, queries
 
 
 class Counted(keras.layers.Layer):
@@ -60,14 +60,17 @@ def test_a_sweep_of_a_setting_traces_nothing_after_the_first(make, counted):
     assert any(not np.array_equal(a, found[0]) for a in found)  # the setting is read, not the first one's
 
 
-def test_no_program_is_kept_without_end_where_every_call_has_a_loss_of_its_own(counted):
+def test_no_program_is_kept_without_end_where_every_call_has_a_loss_of_its_own(counted, monkeypatch):
     model, _, x, y = counted
+    for module in (engine, queries):
+        assert module._KEPT <= 16
+        monkeypatch.setattr(module, "_KEPT", 4)
     for make in (lambda loss: BIM(eps=0.1, steps=1, loss=loss), lambda loss: NES(eps=0.1, queries=5, loss=loss)):
         seen = []
-        for i in range(19):
+        for i in range(7):
             loss = lambda z, y, i=i: losses.margin(z, y) + i  # noqa: E731
             quiet(make(loss), model, x, y)
             seen.append(weakref.ref(loss))
         del loss
         gc.collect()
-        assert sum(s() is not None for s in seen) <= 16
+        assert sum(s() is not None for s in seen) <= 4

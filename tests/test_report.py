@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kerasdef.evaluation import Outcome, wilson
 from kerasdef.evaluation.statistics import share_interval
-from kerasdef.reporting import Report, Section
+from kerasdef.reporting import Report, Section, results
 from kerasdef.reporting import figures as plots
 
 K = 3
@@ -309,6 +309,17 @@ def test_the_adaptive_column_says_what_its_attackers_saw(access, text):
         shown = " ".join(shown.split())
         assert text in shown
         assert ("knows the whole defense and" in shown) == (access == ("gradients", "gradients"))
+
+
+def test_a_table_of_radii_is_measured_once_and_nobody_can_change_the_one_that_is_kept(monkeypatch):
+    report, calls = small(), []
+    real = results.measure
+    monkeypatch.setattr(results, "measure", lambda *a: calls.append(1) or real(*a))
+    frame = report.by_radius("gma")
+    frame["n"] = -1
+    measured = len(calls)
+    assert (report.by_radius("gma")["n"] > 0).all()
+    assert 0 < measured == len(calls)
 
 
 def test_by_radius_splits_the_attack():

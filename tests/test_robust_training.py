@@ -259,6 +259,7 @@ def test_what_autoattack_doubts_stands_in_the_report(data, monkeypatch):
     assert report.flags == ["the model hides its gradients"]
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_autoattack_is_in_the_report_and_leaves_no_more_than_pgd(data, tmp_path):
     options = settings(steps=3, epochs=4, autoattack=True, n_test=20)
     result = kerasdef.train_pgd(data, **options, out=tmp_path / "run")
@@ -292,7 +293,8 @@ def test_the_saved_model_decides_as_the_classifier_without_keras_and_kerasdef(ru
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "found.npz") as found:
-        assert sorted(found.files) == ["label", "probabilities"]
+        assert sorted(found.files) == ["is_valid", "label", "probabilities"]
+        assert found["is_valid"].all()
         np.testing.assert_array_equal(found["label"], result.predict(data[2]))
         np.testing.assert_array_equal(found["probabilities"].argmax(axis=1), found["label"])
         np.testing.assert_allclose(found["probabilities"].sum(axis=1), 1, atol=1e-5)  # float32
@@ -739,6 +741,7 @@ def test_networks_that_cannot_take_the_images_are_refused_before_any_training(re
     assert left == []
 
 
+@pytest.mark.usefixtures("lean")
 def test_data_in_other_bounds_is_the_same_data(data):
     x, y, x_test, y_test = data
     wide = kerasdef.Dataset.from_arrays(255 * x, y, 255 * x_test, y_test, bounds=(0, 255))

@@ -188,6 +188,7 @@ def test_schedules_end_where_training_ends_though_the_guard_went_back(scaled):
     assert float(ops.convert_to_numpy(trainer.radius.at(trainer.batches))) == pytest.approx(EPS)
 
 
+@pytest.mark.slow  # that the guard acts on a collapse is tested below
 def test_single_step_training_overfits_to_its_step_and_less_so_with_the_guard(digits):
     """One step without a random start at a large radius: the overfitting is real, not simulated."""
     x, y, x_test, y_test = digits

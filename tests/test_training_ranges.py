@@ -7,6 +7,7 @@ from keras import layers
 
 import kerasdef
 from kerasdef.attacks import FGSM, PGD
+from kerasdef.recipes.robust import report
 from kerasdef.training import AdversarialTraining, FreeTraining, Trades
 
 EPS = 0.1
@@ -94,7 +95,8 @@ def test_a_model_that_does_not_tell_its_range_takes_the_bounds_of_the_attack():
     assert trainer.attack.bounds == (-1, 1)
 
 
-def test_recipes_train_a_softmax_inside_another_model_on_probabilities_not_on_logits(digits):
+def test_recipes_train_a_softmax_inside_another_model_on_probabilities_not_on_logits(digits, monkeypatch):
+    monkeypatch.setattr(report, "attacks_of", lambda eps, norm, bounds: {"fgsm": FGSM(eps=eps, bounds=bounds)})
     x, y, x_test, y_test = (v[:300] for v in digits)
     found = []
     for nested in (False, True):

@@ -11,11 +11,12 @@ from typing import ClassVar
 
 import keras
 import numpy as np
+from keras import ops
 
 from kerasdef import checks
 from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks import signs
-from kerasdef.goals import Goal
+from kerasdef.goals import Goal, answered
 from kerasdef.models import Victim
 from kerasdef.norms import Norm
 from kerasdef.threat import ThreatModel
@@ -151,10 +152,21 @@ class Attack(ABC):
         return Result(x_adv, self._success(victim, x_adv, truth), evaluations)
 
     def _warn(self, victim: Victim, x, y) -> None:
-        """Say what hides weaknesses of the model from an attack that follows its gradients."""
+        """Say what hides weaknesses of the model from the attack."""
+        for text in self._signs(victim, x, y).values():
+            signs.warn(text)
+
+    def _signs(self, victim: Victim, x, y) -> dict[str, str]:
+        """What hides weaknesses of the model from the attack: all of it from one that follows gradients."""
         if self.access == "white box":
-            for text in signs.blind_spots(victim, x, y, self.goal).values():
-                signs.warn(text)
+            return signs.blind_spots(victim, x, y, self.goal)
+        if victim.access == "gradients":  # a callable has been asked for all of x, and for nothing less
+            x = x[: signs.LOOKED_AT]
+        return signs.non_finite(float(np.mean(~self._answered(victim, x))))
+
+    def _answered(self, victim: Victim, x) -> np.ndarray:
+        """Booleans of shape (n,): the outputs of the model are an answer."""
+        return ops.convert_to_numpy(answered(victim.predict(x)))
 
     @abstractmethod
     def _run(self, model, x, y, batch_size: int, seed: int, show: bool | None) -> tuple[np.ndarray, np.ndarray]:

@@ -20,11 +20,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasdef import backend, checks, models
+from kerasdef import backend, checks, losses, models
 from kerasdef import random as draws
 from kerasdef.annotations import check_fields
 from kerasdef.attacks.base import Attack
-from kerasdef.goals import Goal, Misclassify
+from kerasdef.goals import Goal, Misclassify, answered
 from kerasdef.models import Victim, WhiteBox
 from kerasdef.models.victim import mean_logits
 from kerasdef.random import sample_seeds
@@ -46,6 +46,19 @@ class _Passed:
 
 
 PASSED = _Passed()
+
+
+def joined(*states: dict) -> dict:
+    """Several states as one. The loop, the attack and its direction share it, and a name has one meaning.
+
+    Raises:
+        ValueError: Two of them have a name in common.
+    """
+    names = [name for state in states for name in state]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"The names in a state must differ. Received: {', '.join(twice)} more than once")
+    return {name: value for state in states for name, value in state.items()}
 
 
 def select(mask, yes, no):
@@ -133,6 +146,9 @@ class StepAttack(Attack):
     def gradient(self, model: WhiteBox, objective: Callable, z, state: State):
         """Value and gradient of an objective, averaged over `samples` draws of the model's randomness.
 
+        What is not finite of a gradient is 0, so that an attack goes on with the rest; a value that is not finite is
+        minus infinity.
+
         Args:
             model: The classifier.
             objective: Maps (call, z) to (value, aux): `call` gives the model's logits for a batch, value has the
@@ -152,9 +168,8 @@ class StepAttack(Attack):
 
             found = backend.gradient(lambda v, call=call: objective(call, v))(z)
             total = found if total is None else keras.tree.map_structure(ops.add, total, found)
-        if self.samples == 1:
-            return total
-        return keras.tree.map_structure(lambda t: t / self.samples, total)
+        value, aux, grad = keras.tree.map_structure(lambda t: t / self.samples, total) if self.samples > 1 else total
+        return losses.finite(value), aux, ops.where(ops.isfinite(grad), grad, 0.0)
 
     # -- inside a training step ---------------------------------------------------------------------------------
 
@@ -230,10 +245,11 @@ class StepAttack(Attack):
             def start(x, y, seeds, parameters):
                 wrong = ops.zeros_like(y, dtype="bool")
                 if not model_is_random:  # one lucky draw would spare the sample
-                    wrong = attack.goal.reached(victim().logits(x), y)
+                    logits = victim().logits(x)  # without an answer there is none to turn
+                    wrong = ops.logical_or(attack.goal.reached(logits, y), ops.logical_not(answered(logits)))
                 state = _begin(attack, victim(), x, y, seeds, parameters)
                 state["adv"] = select(wrong, x, state["adv"])  # not a random start
-                return state | {"done": ops.logical_or(state["done"], wrong), "wrong": wrong}
+                return joined(state, {"wrong": wrong}) | {"done": ops.logical_or(state["done"], wrong)}
 
             def step(x, y, state):
                 return _move(attack, victim(), x, y, state)
@@ -263,7 +279,7 @@ def _begin(attack, victim, x, y, seeds, parameters) -> State:
     """The state before the first step, with what the loop itself keeps."""
     seeds = ops.cast(seeds, "uint32")
     state = attack.init(victim, x, y, seeds, parameters)
-    return state | parameters | {"seed": seeds, "moves": ops.zeros_like(state["done"], dtype="int32")}
+    return joined(state, parameters, {"seed": seeds, "moves": ops.zeros_like(state["done"], dtype="int32")})
 
 
 def _move(attack, victim, x, y, state: State) -> State:

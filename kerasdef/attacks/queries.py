@@ -77,7 +77,8 @@ class Queries:
 
         Returns:
             `(value, reached)` of shape (m,). What the budget of a sample does not cover is not asked: its value is
-            -inf, and it has not reached the goal.
+            -inf, and it has not reached the goal. So it is where the model gives no answer, but something that is
+            not finite.
         """
         value, reached = np.full(len(rows), -np.inf, dtype="float32"), np.zeros(len(rows), dtype=bool)
         asked = self._covered(rows)
@@ -105,7 +106,8 @@ class Queries:
         return np.sort(order[rank < self.left(rows[order])])
 
     def _judge(self, logits, y):
-        return on_rows(lambda z, y: self.goal.value(self.loss, z, y), logits, y), on_rows(self.goal.reached, logits, y)
+        value = on_rows(lambda z, y: losses.finite(self.goal.value(self.loss, z, y)), logits, y)
+        return value, on_rows(self.goal.reached, logits, y)
 
     def _answer(self, z, rows):
         y = self.y[rows]
@@ -139,7 +141,7 @@ def _program(victim: WhiteBox, goal, loss, samples: int):
 
         def judge(z, y, draw):
             logits = mean_logits(back(), z, draw, samples)
-            return goal.value(loss, logits, y), goal.reached(logits, y)
+            return losses.finite(goal.value(loss, logits, y)), goal.reached(logits, y)
 
         kept[key] = backend.compiled(judge, victim.view)
         if len(kept) > _KEPT:
@@ -270,7 +272,8 @@ class QueryAttack(Attack):
         seeds = sample_seeds(seed, everyone)
         state = {"row": everyone, "x": x, "seed": seeds, "adv": np.array(x), "moves": np.zeros(n, dtype="int64")}
         state |= self.init(x, seeds, value) | {"reached": wrong}
-        state["done"] = state["done"] | wrong | (ask.left(everyone) < self.least)
+        silent = np.isneginf(value) & ~wrong  # without an answer there is none to turn
+        state["done"] = state["done"] | wrong | silent | (ask.left(everyone) < self.least)
         return state
 
     def _take_up(self, ask: Queries, x, seed: int, found: dict) -> dict[str, np.ndarray]:

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from kerasdef._version import __version__
-from kerasdef.attacks import signs
 from kerasdef.attacks.base import Attack, Result
 from kerasdef.identity import digest
 from kerasdef.runs import keeping
@@ -98,10 +97,11 @@ def run(
         },
     )
     white = [attack for attack in parts.values() if attack.access == "white box"]
-    flags = signs.blind_spots(model, x, y, first.goal) if white else {}
+    flags = (white or [first])[0]._signs(model, x, y)
     x_adv = np.array(x)
     spent = np.zeros(len(x), dtype="int64")
-    wrong = first._success(model, x, y)
+    reached = first._success(model, x, y)
+    wrong = reached | ~first._answered(model, x)  # what is no answer is not right either
     broken_by = np.where(wrong, WRONG, STANDS)
     if model.access != "gradients":
         spent[wrong] = 1  # the look at the clean input
@@ -132,7 +132,7 @@ def run(
             }
         )
     table = pd.DataFrame(rows)
-    return SequenceResult(x_adv, broken_by != STANDS, spent, tuple(parts), broken_by, table, flags)
+    return SequenceResult(x_adv, reached | (broken_by >= 0), spent, tuple(parts), broken_by, table, flags)
 
 
 def _block(attack: Attack, model, x, y, index: np.ndarray, options: tuple, store: Store, piece: str) -> Piece:

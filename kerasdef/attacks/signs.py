@@ -10,8 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasdef import backend, losses, models
-from kerasdef.goals import Goal, Misclassify
+from kerasdef import backend, losses, models, norms
+from kerasdef.goals import Goal, Misclassify, answered
 from kerasdef.models import Victim, WhiteBox
 
 LOOKED_AT = 256  # samples on which a model is looked at
@@ -32,6 +32,7 @@ def blind_spots(model: keras.Model | Victim, x, y, goal: Goal | None = None) -> 
         goal: What the attacker wants; `Misclassify()` by default. The accuracy is looked at for untargeted goals only.
 
     Returns:
+        "non_finite": outputs, losses or gradients that are not finite, and their shares.
         "softmax_output": outputs that are probabilities. "zero_gradients": images that the model gets right and whose
         cross-entropy has no gradient. "low_accuracy": an accuracy far below what the data allow.
     """
@@ -39,15 +40,16 @@ def blind_spots(model: keras.Model | Victim, x, y, goal: Goal | None = None) -> 
     x, y = np.asarray(x[:LOOKED_AT], dtype="float32"), np.asarray(y[:LOOKED_AT]).astype("int32")
     size = min(LOOKED_AT, max(8, 1 << (len(x) - 1).bit_length()))  # few sizes: few traces
     found = _program(Victim.of(model), goal)(*(ops.convert_to_tensor(models.pad(v, size)) for v in (x, y)))
-    logits, reached, zero = (ops.convert_to_numpy(v)[: len(x)] for v in found)
-    spots = {}
+    logits, reached, zero, broken = (ops.convert_to_numpy(v)[: len(x)] for v in found)
+    spots = non_finite(float(np.mean(~ops.convert_to_numpy(answered(logits)))), float(broken.mean()))
     if are_probabilities(logits):
         spots["softmax_output"] = SOFTMAX
     if not reached.all():
         spots |= zero_gradients(float(zero[~reached].mean()))
     if isinstance(goal, Misclassify):
+        right = ops.convert_to_numpy(answered(logits)) & (logits.argmax(axis=-1) == y)
         often = np.bincount(y, minlength=logits.shape[-1]).max() / len(y)
-        spots |= low_accuracy(float(np.mean(logits.argmax(axis=-1) == y)), float(often), len(y))
+        spots |= low_accuracy(float(np.mean(right)), float(often), len(y))
     return spots
 
 
@@ -71,8 +73,9 @@ def look_at(call, x, y, goal: Goal):
         goal: What the attacker wants.
 
     Returns:
-        The outputs, booleans of shape (n,) that tell where the goal is reached already, and booleans of shape (n,)
-        that tell where the gradient of the cross-entropy is exactly zero or made of rounding errors alone.
+        The outputs, and three times booleans of shape (n,): where the goal is reached already; where the gradient of
+        the cross-entropy is exactly zero or made of rounding errors alone; where the cross-entropy or a number in its
+        gradient is not finite.
     """
 
     def objective(z):
@@ -80,9 +83,11 @@ def look_at(call, x, y, goal: Goal):
         return goal.value(losses.cross_entropy, logits, y), logits
 
     value, logits, grad = backend.gradient(objective)(x)
-    largest = ops.max(ops.reshape(ops.abs(grad), (ops.shape(grad)[0], -1)), axis=-1)
+    size = ops.abs(norms.flatten(grad))
+    largest = ops.max(ops.where(ops.isfinite(size), size, np.inf), axis=-1)
     lost = ops.logical_or(largest == 0, ops.abs(value) < _ROUNDING)
-    return logits, goal.reached(logits, y), lost
+    whole = ops.logical_and(ops.isfinite(value), ops.isfinite(largest))
+    return logits, goal.reached(logits, y), lost, ops.logical_not(whole)
 
 
 def are_probabilities(outputs: np.ndarray) -> bool:
@@ -94,6 +99,23 @@ SOFTMAX = (
     "The model's outputs are probabilities that could not be looked through: gradients vanish behind a softmax, and "
     "the result may be too good. Give a model of logits."
 )
+
+
+def non_finite(outputs: float, gradients: float = 0.0) -> dict[str, str]:
+    """Return the sign of numbers that are not finite, from the shares of the images that have them.
+
+    Args:
+        outputs: Share of the images whose outputs are not finite, in [0, 1].
+        gradients: Share of the images whose loss or gradient is not finite.
+    """
+    if not outputs and not gradients:
+        return {}
+    text = (
+        f"The model's outputs are not finite for {outputs:.1%} of the images, and the losses or gradients for "
+        f"{gradients:.1%}. Such an output is no answer: it is neither right nor a success of an attack. Attacks take "
+        "0 for what is not finite of a gradient, see less of the model, and the result may be too good."
+    )
+    return {"non_finite": text}
 
 
 def zero_gradients(share: float) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from kerasdef.cli import options
@@ -11,8 +12,13 @@ from kerasdef.recipes.settings import AttackSettings
 
 def _run(settings: dict[str, Any]) -> None:
     load_backend()
+    from kerasdef.models.served import is_saved_model, vet
     from kerasdef.recipes.attack import attack
 
+    if is_saved_model(settings["model"]):
+        if not settings["trust"]:
+            vet(settings["model"])
+        print("Note: a SavedModel is a program. Its operations run on this machine.", file=sys.stderr)
     found = attack(**settings)
     print(found.text())
     print_paths(found.files)

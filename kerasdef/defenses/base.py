@@ -14,8 +14,7 @@ from kerasdef import checks, models
 from kerasdef.annotations import check_fields, checked
 from kerasdef.goals import Evade, Goal, Misclassify
 from kerasdef.models.bounds import UNIT, input_bounds, onto
-
-NOBODY = -1  # no label is this one
+from kerasdef.models.guard import NOBODY, Flag, Guard
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +44,10 @@ class Defense(keras.Model):
     """A model from images to a decision, which knows how it is attacked.
 
     Called on a tensor it gives a dict: `label` (n,) int32 and `probabilities` (n, outputs) float32; where it has a
-    class for "adversarial" also `is_adversarial` (n,) bool. Its configuration is in the .keras file and, as facts, in
+    class for "adversarial" also `is_adversarial` (n,) bool, else `is_valid` (n,) bool. It looks at every image first:
+    one with values that are not finite or not in the bounds is no image of its data, and its answer says so
+    (`kerasdef.models.guard.Flag`): rejected where there is such a label, else label -1 and equal probabilities. No
+    answer is NaN, and no image changes the answer to another. Its configuration is in the .keras file and, as facts, in
     the SavedModel, so a file that is moved keeps its classes, its reject class, its bounds and its goal.
 
     Subclasses are functional models: they call `super().__init__` with inputs and outputs, and have `surface` and a
@@ -53,7 +55,7 @@ class Defense(keras.Model):
 
     Args:
         inputs: `keras.Input` of the images.
-        outputs: Dict of symbolic outputs, as above.
+        outputs: Dict of symbolic outputs, as above, without `is_valid`.
         classes: Number of real classes K: true labels are below it.
         reject: The label that stands for "adversarial", or None.
         bounds: `(low, high)`: range of the values that it takes.
@@ -62,10 +64,13 @@ class Defense(keras.Model):
 
     @checked
     def __init__(self, inputs, outputs, *, classes: int, reject: int | None, bounds: tuple[float, float], name=None):
-        super().__init__(inputs=inputs, outputs=outputs, name=name)
+        bounds = checks.bounds(bounds)
+        images, valid = Guard(bounds, name="guard")(inputs)
+        answer = keras.Function(inputs, outputs).call(images)  # the same layers, behind the guard
+        super().__init__(inputs=inputs, outputs=Flag(reject, name="flag")(answer, valid), name=name)
         self.classes = checks.positive_int("classes", classes)
         self.reject = None if reject is None else checks.non_negative_int("reject", reject)
-        self.bounds = checks.bounds(bounds)
+        self.bounds = bounds
 
     @checked
     def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:

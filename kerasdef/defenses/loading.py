@@ -14,8 +14,9 @@ from kerasdef.annotations import checked
 from kerasdef.datasets import Dataset, as_dataset
 from kerasdef.defenses.base import Defense, Outputs, as_defense
 from kerasdef.models.bounds import UNIT, input_bounds
-from kerasdef.models.export import Served, run_of
+from kerasdef.models.export import run_of
 from kerasdef.models.loading import read_keras as read_keras
+from kerasdef.models.served import Served, is_saved_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,18 +40,29 @@ class Loaded:
 
 
 @checked
-def load(path: str | Path) -> Defense | Outputs:
+def load(path: str | Path, *, trust: bool = False) -> Defense | Outputs:
     """The defense of a .keras file, of the folder of a finished run, or of a SavedModel.
 
-    A plain classifier comes back as a defense without a reject class, a SavedModel as one that gives outputs only.
+    A plain classifier comes back as a defense without a reject class, a SavedModel as one that gives outputs only. A
+    .keras file is read in Keras' safe mode; a SavedModel is a program, whose operations run in this process.
+
+    Args:
+        path: The file or folder.
+        trust: Whether a SavedModel may have operations that touch files, processes, Python or the network. Without it
+            such a SavedModel is refused before any of it runs, which is a seat belt and no sandbox.
 
     Raises:
-        ValueError: There is no model where the path leads.
+        ValueError: There is no model where the path leads, or a SavedModel has such operations.
     """
-    return load_model(Path(path)).defense
+    return load_model(Path(path), trust=trust).defense
 
 
-def load_model(model: keras.Model | Callable | str | Path, *, bounds: tuple[float, float] | None = None) -> Loaded:
+def load_model(
+    model: keras.Model | Callable | str | Path,
+    *,
+    bounds: tuple[float, float] | None = None,
+    trust: bool = False,
+) -> Loaded:
     """Make a defense of any model, and tell what is known of where it is from.
 
     Args:
@@ -58,9 +70,10 @@ def load_model(model: keras.Model | Callable | str | Path, *, bounds: tuple[floa
             file, the folder of a finished run, or the folder of a SavedModel (outputs only: black-box attacks).
         bounds: `(low, high)`: range of the values of the data, which a classifier or callable takes that does not say
             its own. None is (0, 1).
+        trust: As in `load`.
 
     Raises:
-        ValueError: There is no model where the path leads.
+        ValueError: There is no model where the path leads, or a SavedModel has operations that are not allowed.
     """
     if not isinstance(model, str | Path):
         if not isinstance(model, keras.Model | Outputs) and not callable(model):
@@ -69,8 +82,8 @@ def load_model(model: keras.Model | Callable | str | Path, *, bounds: tuple[floa
     path = Path(model)
     if path.suffix == ".keras" and path.is_file():
         return Loaded(_defense(read_keras(path), bounds), path.stem, run_of(path))
-    if (path / "saved_model.pb").is_file():
-        served = Served(path)
+    if is_saved_model(path):
+        served = Served(path, trust=trust)
         facts = {"classes": served.classes, "reject": served.reject}
         facts["bounds"] = served.bounds or (UNIT if bounds is None else bounds)
         return Loaded(Outputs(served, name=path.name, **facts), path.name, run_of(path))

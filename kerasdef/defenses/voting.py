@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from kerasdef import checks
 from kerasdef.annotations import check_fields, checked
 from kerasdef.defenses.base import NOBODY, OfMembers, check_member
-from kerasdef.goals import Evade, Goal, Misclassify
+from kerasdef.goals import Evade, Goal, Misclassify, answered
 
 _SEEDS = np.iinfo(np.int32).max  # scikit-learn draws the seeds of the members below this
 
@@ -196,7 +196,7 @@ class EvadeVote(Goal):
     def reached(self, logits, y):
         """The hard vote is for another class than y and the rejecting one."""
         label = ops.cast(decide(logits)[0], "int32")
-        other = label != ops.cast(y, "int32")
+        other = ops.logical_and(answered(logits), label != ops.cast(y, "int32"))
         return other if self.reject is None else ops.logical_and(other, label != self.reject)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -44,6 +45,11 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
         raise ValueError(f"`level` must be above 0 and below 1. Received: level={level!r}")
     if n == 0:
         return math.nan, math.nan
+    return _wilson(successes, n, level)
+
+
+@functools.lru_cache(maxsize=4096)  # a report asks for the same few counts thousands of times
+def _wilson(successes: int, n: int, level: float) -> tuple[float, float]:
     found = binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
     return float(found.low), float(found.high)
 

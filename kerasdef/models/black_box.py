@@ -9,6 +9,7 @@ import numpy as np
 
 from kerasdef import checks
 from kerasdef.annotations import checked
+from kerasdef.losses import FAR
 from kerasdef.models.batches import padded_batches
 from kerasdef.models.victim import Victim
 
@@ -125,4 +126,4 @@ class BlackBox(Victim):
         if first:
             shares = (answer >= 0).all() and np.allclose(answer.sum(axis=1), 1.0, atol=1e-3)  # 1e-3: float16
             self.kind, self.classes = "probabilities" if shares else "logits", answer.shape[1]
-        return np.log(np.maximum(answer, _SMALLEST)) if self.kind == "probabilities" else answer
+        return np.log(np.maximum(answer, _SMALLEST)) if self.kind == "probabilities" else np.maximum(answer, -FAR)

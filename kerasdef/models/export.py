@@ -6,7 +6,6 @@ second process that runs Keras on TensorFlow.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -22,16 +21,15 @@ import numpy as np
 from keras import ops
 
 from kerasdef import backend, checks, models
-from kerasdef.archives import check_zip
 from kerasdef.files import write_whole
 from kerasdef.models.bounds import UNIT, float_input, from_pixels, input_bounds
+from kerasdef.models.guard import Flag, Guard, note
 from kerasdef.models.loading import read_keras
+from kerasdef.models.served import FACTS, KERAS_FACTS, facts_of
 from kerasdef.runs import places
 from kerasdef.runs.places import RUN
 
 FORMATS = ("saved_model", "keras")
-FACTS = Path("assets.extra", "kerasdef.json")  # TensorFlow's place for files of others in a SavedModel
-KERAS_FACTS = "kerasdef.json"  # in a .keras file, which is a zip archive
 PROBABILITY_TOLERANCE = 1e-4  # float32 sums in another order: another graph, another backend
 _PROBES, _POOL = 64, 192
 
@@ -57,7 +55,7 @@ def _probes(model: keras.Model, bounds: tuple[float, float]) -> tuple[np.ndarray
     every label some.
     """
     pool = _pool(tuple(model.input_shape[1:]))
-    answers = _outputs(model, from_pixels(pool, bounds).astype("float32"))
+    answers = _outputs(model, from_pixels(pool, bounds).astype("float32"), bounds)
     largest = answers["probabilities"].max(axis=1)
     rank = np.empty(_POOL, dtype=int)  # place of a sample among those with its label, the least sure first
     for label in np.unique(answers["label"]):
@@ -77,18 +75,19 @@ def _probes(model: keras.Model, bounds: tuple[float, float]) -> tuple[np.ndarray
     return pool[chosen], found
 
 
-def _answers(model: keras.Model) -> keras.Model:
-    """The model with named outputs: its own, or the label and the probabilities of a plain classifier."""
-    images = keras.Input(model.input_shape[1:])
-    if isinstance(model(images), dict):
+def _answers(model: keras.Model, bounds: tuple[float, float]) -> keras.Model:
+    """The model with named outputs, behind a guard: a defense as it is, a classifier as label and probabilities."""
+    if hasattr(model, "facts"):
         return model
-    logits = models.logits_view(float_input(model))
-    z = ops.cast(logits(images), "float32")
-    return keras.Model(images, {"label": ops.cast(ops.argmax(z, axis=-1), "int32"), "probabilities": ops.softmax(z)})
+    images = keras.Input(model.input_shape[1:])
+    safe, valid = Guard(bounds)(images)
+    z = ops.cast(models.logits_view(float_input(model))(safe), "float32")
+    answer = {"label": ops.cast(ops.argmax(z, axis=-1), "int32"), "probabilities": ops.softmax(z)}
+    return keras.Model(images, Flag()(answer, valid))
 
 
-def _outputs(model: keras.Model, x: np.ndarray) -> dict[str, np.ndarray]:
-    found = _answers(model)(ops.convert_to_tensor(x), training=False)
+def _outputs(model: keras.Model, x: np.ndarray, bounds: tuple[float, float]) -> dict[str, np.ndarray]:
+    found = _answers(model, bounds)(ops.convert_to_tensor(x), training=False)
     return {k: ops.convert_to_numpy(v) for k, v in found.items()}
 
 
@@ -109,19 +108,18 @@ def _compare(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], what: 
 def _write_saved_model(model: keras.Model, path: Path, bounds: tuple[float, float]) -> None:
     import tensorflow as tf
 
-    (low, high), shape, model = bounds, tuple(model.input_shape[1:]), _answers(model)
+    (low, high), shape, model = bounds, (None, *model.input_shape[1:]), _answers(model, bounds)
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint(
-        "serving_default",
-        lambda images: model(images, training=False),
-        [tf.TensorSpec((None, *shape), tf.float32, name="images")],
-    )
-    archive.add_endpoint(
-        "serving_uint8",  # as `from_pixels`
-        lambda images: model(tf.cast(images, tf.float32) / (255 / (high - low)) + low, training=False),
-        [tf.TensorSpec((None, *shape), tf.uint8, name="images")],
-    )
+
+    def serving_default(images):
+        return model(tf.ensure_shape(images, shape), training=False)  # a caller's shape is not checked before
+
+    def serving_uint8(images):  # as `from_pixels`
+        return serving_default(tf.cast(tf.ensure_shape(images, shape), tf.float32) / (255 / (high - low)) + low)
+
+    archive.add_endpoint("serving_default", serving_default, [tf.TensorSpec(shape, tf.float32, name="images")])
+    archive.add_endpoint("serving_uint8", serving_uint8, [tf.TensorSpec(shape, tf.uint8, name="images")])
     archive.write_out(str(path), verbose=False)
 
 
@@ -131,84 +129,6 @@ def _serve(path: Path, signature: str, x: np.ndarray) -> dict[str, np.ndarray]:
     loaded = tf.saved_model.load(str(path))
     found = loaded.signatures[signature](images=tf.constant(x))
     return {k: v.numpy() for k, v in found.items()}
-
-
-class Served:
-    """A SavedModel as a callable from images to scores of shape (n, outputs), whose largest is the decision.
-
-    For a vote the scores are votes plus half the mean probabilities, so that the largest decides as the vote does.
-
-    Args:
-        path: Folder of a SavedModel with a signature `serving_default` of one input, whose outputs are those of a
-            defense, or one array of logits or probabilities.
-
-    Attributes:
-        classes: Number of real classes.
-        reject: The label that stands for "adversarial", or None.
-        bounds: `(low, high)`: range of the values that `serving_default` takes, None where the files do not say it.
-        digest: SHA-256 of the graph and the weights.
-
-    Raises:
-        ValueError: The signature gives neither a decision of kerasdef's nor one array.
-    """
-
-    def __init__(self, path: str | Path):
-        import tensorflow as tf
-
-        self._model = tf.saved_model.load(str(path))  # lives as long as its signature is used
-        self._signature = self._model.signatures["serving_default"]
-        (self._input,) = self._signature.structured_input_signature[1]
-        outputs = self._signature.structured_outputs
-        self._single = len(outputs) == 1
-        if not self._single and not {"label", "probabilities"} <= set(outputs):
-            raise ValueError(f"The SavedModel must have one output, or those of a defense. Received: {sorted(outputs)}")
-        self.__name__ = Path(path).name
-        facts = facts_of(path)
-        columns = (next(iter(outputs.values())) if self._single else outputs["probabilities"]).shape[-1]
-        self.classes = facts.get("classes", columns)
-        self.reject = facts.get("reject")
-        self.bounds = tuple(facts["bounds"]) if "bounds" in facts else None
-        self.digest = _digest(Path(path))
-
-    def answer(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs of the signature, by name; `label` and `probabilities` are among them."""
-        import tensorflow as tf
-
-        found = {k: v.numpy() for k, v in self._signature(**{self._input: tf.constant(x, tf.float32)}).items()}
-        if not self._single:
-            return found
-        (scores,) = found.values()
-        shares = (scores >= 0).all() and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3)  # 1e-3: float16
-        probabilities = scores if shares else ops.convert_to_numpy(ops.softmax(ops.convert_to_tensor(scores), axis=-1))
-        return {"label": scores.argmax(axis=-1), "probabilities": probabilities, "scores": scores}
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Scores of shape (n, outputs)."""
-        found = self.answer(x)
-        if "scores" in found:
-            return found["scores"]
-        if "votes" in found:
-            return found["votes"] + 0.5 * found["probabilities"]  # the rule of a vote
-        return found["probabilities"]
-
-
-def facts_of(path: str | Path) -> dict:
-    """What `export` noted in a SavedModel or a .keras file; empty for those of others."""
-    path = Path(path)
-    if path.suffix == ".keras" and path.is_file():
-        with zipfile.ZipFile(path) as file:
-            check_zip(file)
-            return json.loads(file.read(KERAS_FACTS)) if KERAS_FACTS in file.namelist() else {}
-    facts = path / FACTS
-    return json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of the graph and the weights of a SavedModel."""
-    digest = hashlib.sha256()
-    for file in [path / "saved_model.pb", *sorted((path / "variables").glob("*"))]:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _write_elsewhere(model: keras.Model, path: Path, bounds: tuple[float, float]) -> None:
@@ -228,6 +148,12 @@ def _write_elsewhere(model: keras.Model, path: Path, bounds: tuple[float, float]
         raise RuntimeError(f"The SavedModel could not be written: {done.stderr.strip()[-500:]}")
 
 
+def _check_weights(model: keras.Model) -> None:
+    for weight in model.weights:
+        if not np.isfinite(ops.convert_to_numpy(weight)).all():
+            raise ValueError(f"`model` must have finite weights. Received: NaN or infinite values in {weight.path!r}")
+
+
 def export(
     model: keras.Model,
     path: str | Path,
@@ -239,12 +165,15 @@ def export(
     """Write a defense or a classifier and check that what was written decides as the live one.
 
     Args:
-        model: A `kerasdef.defenses.Defense`, or a classifier; the SavedModel of a classifier gives `label` and
-            `probabilities`.
+        model: A `kerasdef.defenses.Defense`, or a classifier; the SavedModel of a classifier gives `label`,
+            `probabilities` and `is_valid`.
         path: A folder for "saved_model", a file ending in .keras for "keras": nothing, an empty folder, or an earlier
             export of the same kind and run, which is replaced.
         to: "saved_model": signatures `serving_default` (float32 images within the bounds) and `serving_uint8` (uint8
-            images, 0 to 255 mapped onto the bounds), both with named outputs; runs without kerasdef. "keras": a .keras
+            images, 0 to 255 mapped onto the bounds), both with named outputs; runs without kerasdef. Images of another
+            shape are TensorFlow's InvalidArgumentError. One with values that are not finite or not within the bounds
+            is answered by the label that rejects, or -1 where there is none; `kerasdef.models.guard.Flag` says how, and
+            a note among the facts. No other image in the batch is answered otherwise for it. "keras": a .keras
             file for safe mode. That of a defense loads once kerasdef is known to Keras: `import kerasdef.defenses`, or
             `kerasdef.defenses.load(path)`; that of a classifier loads as any.
         bounds: `(low, high)`: range of the values that the model takes. None takes what the model says (a defense knows
@@ -257,7 +186,7 @@ def export(
 
     Raises:
         ValueError: An unknown format, a wrong file name, something else where the export is to be, other bounds than
-            the defense has.
+            the defense has, weights that are not finite.
         OSError: It could not be written.
         RuntimeError: What was written does not decide as the live model.
     """
@@ -273,17 +202,21 @@ def export(
             f"`kerasdef.defenses.as_defense(model, bounds=...)`, and export that. Received: bounds={bounds}"
         )
     bounds = bounds or said or UNIT
+    _check_weights(model)
     x, wanted = _probes(model, bounds)
     floats = from_pixels(x, bounds)
     noted = getattr(model, "facts", {"kind": "Plain", "reject": None, "bounds": list(bounds)}) | dict(facts or {})
     noted = {"classes": wanted["probabilities"].shape[-1]} | noted
+    if to == "saved_model" or hasattr(model, "facts"):  # the .keras file of a classifier has no guard
+        flag = "is_adversarial" if "is_adversarial" in wanted else "is_valid"
+        noted["invalid_images"] = note(bounds, noted["reject"], flag)
 
     def write(part: Path) -> None:
         if to == "keras":
             model.save(part)
             with zipfile.ZipFile(part, "a") as file:
                 file.writestr(KERAS_FACTS, json.dumps(noted))
-            _compare(_outputs(read_keras(part), floats), wanted, "The .keras file")
+            _compare(_outputs(read_keras(part), floats, bounds), wanted, "The .keras file")
             return
         write_saved_model = _write_saved_model if backend.NAME == "tensorflow" else _write_elsewhere
         write_saved_model(model, part, bounds)

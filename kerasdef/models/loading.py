@@ -50,7 +50,7 @@ def register(config) -> None:
     if isinstance(config, dict):
         module, name = config.get("module"), config.get("registered_name")
         known = isinstance(module, str) and module.startswith("kerasdef.") and isinstance(name, str)
-        if known and name.startswith("kerasdef>"):
+        if known and name.startswith("kerasdef>") and "__" not in module:  # not what runs when imported: __main__
             importlib.import_module(module)
         config = list(config.values())
     if isinstance(config, list):

@@ -123,7 +123,7 @@ def attack(
     if s.out is not None:
         places.of_attack(Path(s.out))
     data = load_dataset(s.data) if isinstance(s.data, str | Path) else s.data
-    loaded = load_model(s.model, bounds=s.bounds or getattr(data, "bounds", None))
+    loaded = load_model(s.model, bounds=s.bounds or getattr(data, "bounds", None), trust=s.trust)
     dataset = test_images(data, loaded)
     chosen, name = _choose(s.attack, s.norm, s.eps, s.settings or {}, dataset.bounds, loaded)
     if s.n is not None and s.n > dataset.n_test:

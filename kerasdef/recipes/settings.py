@@ -185,6 +185,13 @@ class AttackSettings(RunSettings):
     batch_size: int = setting(
         256, check=checks.positive_int, record=False, help="The number of images that are worked on at a time."
     )
+    trust: bool = setting(
+        False,
+        check=switch,
+        record=False,
+        help="Whether a SavedModel may have operations that touch files, processes, Python or the network. A "
+        "SavedModel is a program, and its operations run on this machine.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

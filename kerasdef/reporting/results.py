@@ -178,6 +178,16 @@ class Results:
         last two with its interval. Robust accuracy is NaN in the paper column.
         """
         checks.one_of("attack", attack, self.attacks(column))
+        if (attack, column) not in self._radii:
+            self._radii[attack, column] = self._by_radius(attack, column)
+        return self._radii[attack, column].copy()
+
+    @cached_property
+    def _radii(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """Tables of `by_radius`, which the page, the files and the figures share."""
+        return {}
+
+    def _by_radius(self, attack: str, column: str) -> pd.DataFrame:
         names = ["norm", "n", "detected", "adversarial_accuracy"]
         for name in ("not_fooled", "robust_accuracy"):
             names += [name, f"{name}_low", f"{name}_high"]

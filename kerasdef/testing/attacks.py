@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from dataclasses import dataclass
 
 import keras
@@ -206,6 +207,16 @@ def _flat_model() -> keras.Sequential:
     return linear_model(np.zeros((16, 4)), [0.1, 0.4, 0.2, 0.3], (4, 4, 1))
 
 
+@functools.cache
+def _wild_model(low: float, high: float) -> keras.Model:
+    """A model that begins with a root, whose slope at `low` is infinite, and that overflows on bright images."""
+    images = keras.Input((4, 4, 1))
+    shares = layers.Rescaling(1 / (high - low), -low / (high - low))(images)
+    features = layers.Flatten()(ops.sqrt(ops.relu(shares)))
+    overflows = ops.exp(ops.relu(500 * (ops.mean(shares, (1, 2)) - 0.6)))
+    return keras.Model(images, _dense(4, 6)(features * overflows))
+
+
 def _case(attack, model) -> _Case:
     low, high = attack.bounds
     shape = (_N, *model.input_shape[1:])
@@ -266,6 +277,38 @@ def _check_determinism(attack, case, expected) -> None:
         claim(attack, f"same answer for batch_size={size}", gap <= limit, f"Received: largest difference {gap}.")
 
 
+def _check_not_finite(attack) -> None:
+    """Gradients, outputs and weights that are not finite: told, and never a success nor in what is returned."""
+    low, high = attack.bounds
+    model = _wild_model(low, high)
+    case = _case(attack, model)
+    case.x[:3] = np.float32(low) + (case.x[:3] - np.float32(low)) * (case.x[:3] > low + 0.5 * (high - low))  # zeros
+    case.x[3] = high
+    weights = model.get_weights()
+    try:
+        for clause in ("a root and an overflow", "weights of NaN"):
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                found = attack.run(case.model, case.x, case.y, batch_size=16, progress=False)
+            told = any("not finite" in str(w.message) for w in said)
+            claim(attack, f"{clause}: told", told)
+            claim(attack, f"{clause}: finite", np.isfinite(found.x_adv).all())
+            claim(
+                attack,
+                f"{clause}: bounds",
+                found.x_adv.min() >= low and found.x_adv.max() <= high + 1e-6 * (high - low),
+            )
+            silent = ~np.isfinite(models.predict_logits(model, case.x)).all(axis=1)
+            claim(
+                attack, f"{clause}: without an answer, unchanged", np.array_equal(found.x_adv[silent], case.x[silent])
+            )
+            answers = np.isfinite(models.predict_logits(model, found.x_adv)).all(axis=1)
+            claim(attack, f"{clause}: only an answer is a success", answers[found.success].all())
+            model.set_weights([np.full_like(w, np.nan) for w in weights])
+    finally:
+        model.set_weights(weights)
+
+
 def _check_model_untouched(attack, case) -> None:
     def flags():
         return [(layer.name, layer.trainable) for layer in case.model.layers]
@@ -316,7 +359,8 @@ def check_attack(
     """Check that an attack keeps the contract of all attacks; it takes some seconds.
 
     Clauses: shape, float32, bounds, ball; deterministic by its seed and the same for any batch size; the
-    model is read only and in inference mode; no NaN without a gradient; saturated images, one image, images
+    model is read only and in inference mode; no NaN without a gradient, nor from gradients, outputs or weights that are
+    not finite, which are told; saturated images, one image, images
     that are all wrong (returned unchanged); a softmax head gives what a logits head gives; float and uint8;
     2, 3, 4 and 100 classes, one sigmoid output, tables; float noise beyond the bounds is clipped, bad data
     is a `ValueError`; never worse for the attacker than the clean inputs. Attacks that return several
@@ -349,7 +393,12 @@ def check_attack(
     try:
         _check(attack, kind, ball)
     except BaseException:
-        for made in (_image_model, _table_model, _flat_model):  # the next check does not see what this attack did
+        for made in (
+            _image_model,
+            _table_model,
+            _flat_model,
+            _wild_model,
+        ):  # the next check does not see what this attack did
             made.cache_clear()
         raise
 
@@ -362,6 +411,7 @@ def _check(attack: Attack, kind: str, ball: tuple[Norm, float] | None) -> None:
     _check_determinism(attack, case, expected)
     _check_model_untouched(attack, case)
     _check_inputs(attack, case, expected)
+    _check_not_finite(attack)
 
     probabilities = _image_model(4, "softmax")
     gap = np.abs(_run(attack, dataclasses.replace(case, model=probabilities)) - expected).max()

@@ -212,7 +212,7 @@ class AdversarialTraining(Trainer):
 
         def look():
             with backend.constant(self.view):
-                logits, reached, zero = signs.look_at(
+                logits, reached, zero, _ = signs.look_at(
                     lambda z: backend.evaluate(self.view, z), x, labels, Misclassify()
                 )
             zero = ops.logical_and(zero, ops.logical_not(reached))

@@ -97,7 +97,9 @@ class GradientFreeAttack(QueryAttack):
             ends = np.concatenate([now[owner] + radius * u, now[owner] - radius * u])
             rows = part["row"][owner]
             value, _ = ask(np.concatenate([rows, rows]), np.clip(ends, *self.bounds).astype("float32", copy=False))
-            change = (value[: len(u)] - value[len(u) :]) / (2 * radius)
+            ahead, behind = value[: len(u)], value[len(u) :]
+            known = np.isfinite(ahead) & np.isfinite(behind)
+            change = (np.where(known, ahead, 0) - np.where(known, behind, 0)) / (2 * radius)
             add_up(total, owner, u * tall(change, u))
         return total / tall(pairs, total).astype("float32")
 

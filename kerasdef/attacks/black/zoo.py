@@ -143,7 +143,9 @@ class ZOO(QueryAttack):
                 points[there, feature] = np.clip(points[there, feature] + move, *self.bounds)
                 places.append(points[there, feature])
                 values.append(ask(part["row"][owner], points.reshape(-1, *now.shape[1:]))[0])
-            slopes[owner, number] = (values[0] - values[1]) / (places[0] - places[1])
+            known = np.isfinite(values[0]) & np.isfinite(values[1])
+            rise = np.where(known, values[0], 0) - np.where(known, values[1], 0)
+            slopes[owner, number] = rise / (places[0] - places[1])
         return slopes
 
     def _next_c(self, part, over) -> None:

@@ -12,6 +12,7 @@ from kerasdef.norms import L1, L2, Linf, Norm
 
 _DUAL = {Linf: L1(), L2: L2(), L1: Linf()}
 _ROUNDING = 1e-5  # of the largest logit: some hundred roundings of float32
+_AWAY = 1e6  # gap to a class whose logit is not finite
 _TINY = 1e-12  # keeps the distance to the boundary of a flat function finite (FAB, authors' code)
 
 
@@ -76,7 +77,11 @@ def linearize(attack, model, y, classes, z, state):
         values, logits, slopes = backend.jacobian(fn)(z)
         found = (values, slopes, logits)
         total = found if total is None else keras.tree.map_structure(ops.add, total, found)
-    return keras.tree.map_structure(lambda t: t / attack.samples, total) if attack.samples > 1 else total
+    values, slopes, logits = (
+        keras.tree.map_structure(lambda t: t / attack.samples, total) if attack.samples > 1 else total
+    )
+    # what is not finite: a boundary far away, and no slope
+    return ops.where(ops.isfinite(values), values, -_AWAY), ops.where(ops.isfinite(slopes), slopes, 0.0), logits
 
 
 def nearest(norm: Norm, values, slopes):

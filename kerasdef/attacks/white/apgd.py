@@ -16,7 +16,7 @@ from keras import ops
 
 from kerasdef import checks, losses, norms
 from kerasdef import random as draws
-from kerasdef.attacks.engine import StepAttack, logits_at, select
+from kerasdef.attacks.engine import StepAttack, joined, logits_at, select
 from kerasdef.goals import Hit
 from kerasdef.norms import L1, Linf, Norm
 
@@ -335,7 +335,7 @@ class APGD(StepAttack):
             far = losses.FAR * ops.one_hot(ops.cast(y, "int32"), seen.shape[-1], dtype=seen.dtype)
             order = ops.top_k(seen - 2.0 * far, min(self.targets, self._rivals(seen.shape[-1])))[1]
             state["targets"] = ops.cast(order, "int32")
-        return state | self._rule.init(x, eps)
+        return joined(state, self._rule.init(x, eps))
 
     def _evaluate(self, call, y, z, state, run):
         logits = call(z)

@@ -21,6 +21,11 @@ _LEAST = 1e-8  # keeps the share of the clean input finite (authors' code)
 _RESTART = 0x85EBCA6B  # odd: every run has a seed of its own
 
 
+def _or_zero(value):
+    """Values with 0 in the place of those that are not finite."""
+    return ops.where(ops.isfinite(value), value, 0.0)
+
+
 @dataclass(frozen=True, repr=False)
 class FAB(StepAttack):
     """Fast adaptive boundary attack: minimal-norm, or with `eps` the part of AutoAttack that it is.
@@ -116,7 +121,7 @@ class FAB(StepAttack):
             "done": zero > 0,
         }
         if self.eps is None:
-            clean = self.goal.value(losses.margin, logits, y)
+            clean = _or_zero(self.goal.value(losses.margin, logits, y))
             # of the final search: clean margin; share of the way to "adv" known not to do, margin there and at "adv"
             none = ops.zeros_like(clean)
             state |= {"clean": clean, "short": none, "before": clean, "behind": none}
@@ -164,7 +169,7 @@ class FAB(StepAttack):
         if self.eps is not None:
             return state | {"done": ops.logical_or(state["done"], ops.logical_or(found, run >= runs))}
 
-        margin = self.goal.value(losses.margin, logits, y)
+        margin = _or_zero(self.goal.value(losses.margin, logits, y))
         missed = ops.logical_and(searching, ops.logical_not(reached))
         scaled = ops.where(searching, state["short"] / share, 0.0)  # its share of the way to the new "adv"
         last = runs + ops.cast(found, "int32")  # without a point there is nothing to search

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import checks, losses, norms
-from kerasdef.attacks.engine import StepAttack, logits_at, select
+from kerasdef.attacks.engine import StepAttack, joined, logits_at, select
 from kerasdef.attacks.parts.directions import Direction, Momentum, Nesterov, Plain
 from kerasdef.attacks.parts.inherited import arguments_of_base
 from kerasdef.norms import Linf, Norm
@@ -93,12 +93,11 @@ class GradientAttack(StepAttack):
         }
         if self.best:
             state |= {"reached": false, "value": ops.full_like(eps, -np.inf)}
-        return state | self.direction.init(x)
+        return joined(state, self.direction.init(x))
 
     def _evaluate(self, call, y, z):
         logits = call(z)
-        loss = losses.get(self.loss)
-        return self.goal.value(loss, logits, y), (logits,)
+        return losses.finite(self.goal.value(losses.get(self.loss), logits, y)), (logits,)
 
     def _remember(self, state: dict, value, logits, y) -> dict:
         """Keep the current point where it is better than the best so far."""

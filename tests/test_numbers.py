@@ -1,0 +1,141 @@
+"""Models whose gradients, outputs or weights are not finite: told, and never taken for a success."""
+
+import dataclasses
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from helpers import quiet_run
+from keras import layers, ops
+
+from kerasdef.attacks import FAB, FMN, PGD, AutoAttack, DeepFool, HopSkipJump, Square, Targeted, WorstOf, sequence
+from kerasdef.attacks.engine import joined
+from kerasdef.attacks.parts.directions import Plain
+from kerasdef.attacks.signs import blind_spots
+from kerasdef.goals import Evade, Hit, Misclassify, answered
+
+
+@pytest.fixture(scope="module")
+def rooted(digits, digits_model):
+    """The digits' model on roots, and images that it gets right: the slope is infinite at the zeros."""
+    images = keras.Input((8, 8, 1))
+    model = keras.Model(images, digits_model(ops.sqrt(images)))
+    x, y = digits[2][:40], digits[3][:40]
+    right = np.argmax(model.predict(x, verbose=0), axis=1) == y
+    return model, x[right], y[right]
+
+
+@pytest.fixture(scope="module")
+def of_nan():
+    """A model whose weights are NaN, images, and their labels, some of them 0."""
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(4)])
+    model.set_weights([np.full((8, 4), np.nan), np.full(4, np.nan)])
+    x = np.random.default_rng(0).uniform(size=(40, 8)).astype("float32")
+    return model, x, np.arange(40) % 4
+
+
+@pytest.mark.parametrize("goal", [Misclassify(), Hit(), Evade(3)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_no_answer_and_reaches_no_goal(goal, value):
+    logits = np.float32([[0.0, 1.0, 0.5, 0.2], [0.0, 1.0, 0.5, value], [value] * 4])
+    y = ops.convert_to_tensor(np.array([1, 1, 1] if goal == Hit() else [2, 2, 2]))
+    logits = ops.convert_to_tensor(logits)
+    np.testing.assert_array_equal(ops.convert_to_numpy(answered(logits)), [True, False, False])
+    np.testing.assert_array_equal(ops.convert_to_numpy(goal.reached(logits, y)), [True, False, False])
+
+
+@pytest.mark.parametrize("attack", [DeepFool(steps=20), FAB(steps=10), FMN(steps=20), PGD(eps=0.3, steps=10)])
+def test_an_attack_goes_on_with_the_finite_part_of_a_gradient_and_says_so(attack, rooted):
+    model, x, y = rooted
+    with pytest.warns(UserWarning, match=r"losses or gradients for 100\.0%"):
+        found = attack.run(model, x, y, progress=False)
+    assert np.isfinite(found.x_adv).all()
+    wrong = model.predict(found.x_adv, verbose=0).argmax(axis=1) != y
+    np.testing.assert_array_equal(found.success, wrong)
+    assert wrong.mean() > 0.5  # the pixels that are not 0 are enough
+
+
+def test_the_shares_of_outputs_and_of_gradients_are_told(rooted):
+    model, x, y = rooted
+    some = x.copy()
+    some[: len(x) // 2] = np.maximum(some[: len(x) // 2], 0.1)  # without a zero
+    share = 1 - (len(x) // 2) / len(x)
+    said = blind_spots(model, some, y)["non_finite"]
+    assert "outputs are not finite for 0.0%" in said
+    assert f"gradients for {share:.1%}" in said
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(eps=0.1, steps=2),
+        Square(eps=0.1, queries=5),
+        HopSkipJump(queries=30),
+        Targeted(PGD(eps=0.1, steps=2)),
+        WorstOf((PGD(eps=0.1, steps=2), Square(eps=0.1, queries=5))),
+    ],
+)
+def test_weights_of_nan_are_told_and_never_a_success(attack, of_nan):
+    model, x, y = of_nan
+    with pytest.warns(UserWarning, match=r"outputs are not finite for 100\.0%"):
+        found = attack.run(model, x, y, progress=False)
+    assert not found.success.any()
+    np.testing.assert_array_equal(found.x_adv, x)
+
+
+def test_a_sequence_counts_images_without_an_answer_as_wrong_from_the_start_and_flags_them(of_nan):
+    model, x, y = of_nan
+    for parts in ({"pgd": PGD(eps=0.1, steps=2)}, {"square": Square(eps=0.1, queries=5)}):
+        found = sequence.run(parts, model, x, y, progress=False)
+        assert (found.clean_accuracy, found.robust_accuracy) == (0.0, 0.0)
+        assert not found.success.any()
+        assert "100.0%" in found.flags["non_finite"]
+
+
+def test_a_point_without_an_answer_is_no_success_of_autoattack():
+    """Beyond the sum 4.2 the outputs are infinite; nothing else is ever wrong."""
+    images = keras.Input((8,))
+    weights = np.stack([np.ones(8), -np.ones(8)], axis=1)
+    dense = layers.Dense(2)
+    overflow = ops.exp(ops.relu(1e4 * (ops.sum(images, axis=1, keepdims=True) - 4.2)))
+    model = keras.Model(images, dense(images * overflow))
+    dense.set_weights([weights, np.zeros(2)])
+    x = np.full((6, 8), 0.5, dtype="float32")
+    attack = AutoAttack(eps=0.2, version="custom", parts=("apgd-ce", "fab", "square"))
+    attacks = {
+        k: dataclasses.replace(a, **({"queries": 50} if k == "square" else {"steps": 5}))
+        for k, a in attack.attacks().items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = sequence.run(attacks, model, x, np.zeros(6, "int32"), progress=False)
+    assert not found.success.any()
+    assert found.robust_accuracy == 1.0
+    assert np.isfinite(found.x_adv).all()
+
+
+def test_a_callable_that_returns_nan_is_refused_and_infinity_is_no_answer():
+    x, y = np.full((4, 8), 0.5, dtype="float32"), np.zeros(4, int)
+    with pytest.raises(ValueError, match="must not return NaN"):
+        quiet_run(Square(eps=0.1, queries=5), lambda z: np.full((len(z), 3), np.nan), x, y)
+
+    def moved(z):
+        answer = np.tile(np.float32([1.0, 0.0, 0.5]), (len(z), 1))
+        answer[(z != 0.5).any(axis=1), 1] = np.inf
+        return answer
+
+    assert not quiet_run(Square(eps=0.1, queries=5), moved, x, y).success.any()
+
+
+def test_names_in_a_state_that_collide_are_an_error():
+    class Taking(Plain):
+        def init(self, x):
+            return {"adv": x}
+
+    with pytest.raises(ValueError, match="Received: adv more than once"):
+        joined({"adv": 1, "done": 2}, {"adv": 3})
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(3)])
+    x = np.full((4, 8), 0.5, dtype="float32")
+    with pytest.raises(ValueError, match="adv more than once"):
+        quiet_run(PGD(eps=0.1, steps=2, direction=Taking()), model, x, np.asarray(model(x)).argmax(axis=1))
