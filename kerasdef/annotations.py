@@ -157,6 +157,10 @@ _SIMPLE: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     dict: ("a dict", lambda v: isinstance(v, Mapping)),
     Mapping: ("a dict", lambda v: isinstance(v, Mapping)),
     tuple: ("a tuple", lambda v: isinstance(v, tuple | list)),
+    collections.abc.Sequence: (
+        "a list",
+        lambda v: isinstance(v, collections.abc.Sequence) and not isinstance(v, str | bytes),
+    ),
     np.ndarray: ("an array of numbers of shape (n, ...)", _is_array),
     Tensor: ("an array or a tensor of numbers", _is_tensor),
 }

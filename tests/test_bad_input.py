@@ -7,6 +7,9 @@ parameter, before work starts. A new export without an entry in the table fails.
 
 import dataclasses
 import inspect
+import os
+import subprocess
+import sys
 import time
 import traceback
 import typing
@@ -21,14 +24,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kerasdef
-from kerasdef import annotations, goals, norms
+from kerasdef import annotations, attacks, backend, goals, losses, norms
 from kerasdef.attacks import FGSM, PGD
+from kerasdef.attacks.by_name import make
 from kerasdef.evaluation import Outcome
+from kerasdef.models.loading import read_keras
+from kerasdef.recipes.base import fit
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
 from kerasdef.recipes.settings import AttackSettings
-from kerasdef.training import Stage
+from kerasdef.training import Mixture, Stage
 
 PACKAGES = (
     "kerasdef",
@@ -155,6 +161,8 @@ OPEN = {
         for n in ["pick", "best_other", "cross_entropy", "margin", "dlr", "dlr_targeted"]
     },
     "kerasdef.losses.get": "in test_losses_of_the_wrong_kind",
+    "kerasdef.goals.answered": HANDLES,
+    "kerasdef.losses.finite": HANDLES,
     "kerasdef.norms.per_sample": HANDLES,
     "kerasdef.norms.flatten": HANDLES,
     "kerasdef.training.adversarial_labels": HANDLES,
@@ -278,7 +286,7 @@ def ours(error: Exception, raised: list) -> bool:
     return raised[-1].filename.startswith(HOME) or "bind" in raised[-1].name
 
 
-def refused(name: str, parameter: str, value) -> str | None:
+def ending(name: str, parameter: str, value) -> str | None:
     """Call with one bad value: what is wrong with how it ended, or None."""
     function, start = (PUBLIC | SETTINGS)[name], time.perf_counter()
     kind = kinds_of(name)[parameter]
@@ -312,7 +320,7 @@ def tried(call: tuple[str, str], value) -> bool:
 
 def check(call, value):
     if tried(call, value):
-        wrong = refused(*call, value)
+        wrong = ending(*call, value)
         assert wrong is None, f"{call[0]}({call[1]}={annotations.shown(value)}): {wrong}"
 
 
@@ -331,3 +339,131 @@ def test_a_bad_value_is_refused_by_name_before_work_starts(call, value):
 @given(st.sampled_from(CALLS), VALUES)
 def test_ten_thousand_bad_values_are_refused(call, value):
     check(call, value)
+
+
+def a_dict(model):
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, {"a": model(inputs), "b": model(inputs)})
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "named"),
+    [
+        ((X, Y), None, "`x`"),
+        (X, [0, 1, 2, 0, 1, float("inf")], "`y`"),
+        (X, [0, 1, 2, 0, 1, 1e300], "`y`"),
+        (X, np.array([10**18] * 6), "`y`"),
+        (X, ["a"] * 6, "`y`"),
+        (X.astype("complex64"), Y, "`x`"),
+        ([[0.1], [0.1, 0.2]], Y, "`x`"),
+        (None, Y, "`x`"),
+    ],
+)
+def test_data_of_the_wrong_kind_are_refused_by_name(x, y, named):
+    with pytest.raises(ValueError, match=named):
+        FGSM(eps=0.1)(MODEL, x, y)
+
+
+@pytest.mark.parametrize(
+    "model", [_Two(), a_dict(MODEL), net(1, "softmax"), np, "model", lambda x: np.ones((6, 3)) * 1j]
+)
+def test_models_of_the_wrong_kind_are_refused(model):
+    with pytest.raises(ValueError, match=r"model|Keras") as error:
+        attacks.Square(eps=0.1, queries=3)(model, X, Y)
+    assert ours(error.value, traceback.extract_tb(error.value.__traceback__))
+
+
+@pytest.mark.parametrize("loss", [len, dict, print, lambda logits, y: 1.0, lambda logits, y: logits])
+def test_losses_of_the_wrong_kind_are_refused(loss):
+    with pytest.raises(ValueError, match="`loss` must be a function"):
+        losses.get(loss)(X, Y)
+
+
+def test_a_callable_cannot_write_into_its_input():
+    def writes(x):
+        x[:] = 0
+        return np.eye(3)[np.zeros(len(x), int)]
+
+    x = X.copy()
+    attacks.Square(eps=0.1, queries=3)(writes, x, Y)
+    np.testing.assert_array_equal(x, X)
+
+
+def test_a_batch_larger_than_the_data_needs_no_more_room():
+    assert max(backend.sizes(10**9, 100)) < 200
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_process_is_told_where_it_would_wait_forever():
+    source = """
+import multiprocessing
+import keras, numpy as np
+from kerasdef.attacks import FGSM
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+x, y = np.full((4, 4), 0.5, "float32"), np.zeros(4, int)
+FGSM(eps=0.1)(model, x, y)
+def child(end):
+    try:
+        FGSM(eps=0.1)(model, x, y)
+        end.send("done")
+    except RuntimeError as error:
+        end.send(str(error))
+here, there = multiprocessing.Pipe()
+process = multiprocessing.get_context("fork").Process(target=child, args=(there,))
+process.start()
+print(here.recv() if here.poll(30) else "hangs")
+process.kill()
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
+    assert "was forked" in done.stdout, done.stderr[-500:]
+
+
+def test_a_truncated_file_is_named_as_damaged(tmp_path):
+    path = tmp_path / "model.keras"
+    MODEL.save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"model\.keras.*damaged"):
+        read_keras(path)
+
+
+def test_training_that_diverges_says_where(tmp_path):
+    data = np.concatenate([X] * 20), np.concatenate([Y] * 20)
+    model = net()
+    model.layers[0].kernel.assign(np.full((4, 3), np.nan, "float32"))
+    with pytest.raises(ValueError, match=r"diverged.*epoch 1, batch 1"):
+        fit(model, Mixture([data], batch_size=8, seed=0), epochs=1, title="a", show=False)
+
+
+def test_a_small_part_is_not_told_of_as_test_size():
+    data = kerasdef.load_dataset("digits").subset(n_train=100)
+    with pytest.raises(ValueError, match="sample of each of the 10 classes") as error:
+        data.with_validation(0.05, seed=0)
+    assert "test_size" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["attack", "m.keras", "--n", "x"], "`n` must be an integer. Received: n='x'"),
+        (["attack", "m.keras", "--batch-sise", "3"], "Did you mean '--batch-size'?"),
+        (["attack", "m.keras", "--zzzz", "3"], "No such option: --zzzz."),
+        (["attack"], "Missing argument"),
+        (["train", "pgd", "--set", "steps=1", "--set", "steps=2"], "`steps` must be given once"),
+        (["train", "pgd", "--set", "ramp=no"], "`ramp` must be a finite number"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_line(refused, words, said):
+    line = refused(*words)
+    assert said in line
+    assert ("Did you mean" in line) == ("Did you mean" in said)
+
+
+def test_eps_is_given_once():
+    with pytest.raises(ValueError, match="`eps` must be given once"):
+        make("pgd", eps=0.1, settings={"eps": 0.2})
+
+
+@pytest.mark.parametrize("augment", ["no", "yes", 1, "false"])
+def test_words_are_no_switches(augment):
+    with pytest.raises(ValueError, match="`augment` must be True or False"):
+        RobustSettings(augment=augment)

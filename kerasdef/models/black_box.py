@@ -104,9 +104,7 @@ class BlackBox(Victim):
     def _logits(self, x):
         if self.map is not None:
             x = (x * self.map[0] + self.map[1]).astype("float32")
-        given = x.view()
-        given.flags.writeable = False  # what a function writes into its input would be taken for the image
-        answer = np.asarray(self.function(given))
+        answer = np.asarray(self.function(np.array(x)))  # a copy: it may write into it
         first = self.kind is None
         labels = answer.ndim == 1
         good = answer.ndim in (1, 2) and len(answer) == len(x) and answer.dtype.kind in "iuf"

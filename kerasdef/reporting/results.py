@@ -40,7 +40,7 @@ class Results:
         seed: int = 0,
         dataset: str = "",
         phases: Mapping[str, float] | None = None,
-        history: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+        history: Mapping[str, Mapping[str, Sequence]] | None = None,
         costs: Mapping[str, Mapping[str, float]] | None = None,
         examples: Mapping | None = None,
         notes: Sequence[str] = (),

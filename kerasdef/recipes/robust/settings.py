@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kerasdef import checks
+from kerasdef import annotations, checks
 from kerasdef.annotations import finite
 from kerasdef.catalog import NORMS
 from kerasdef.recipes import settings as common
@@ -278,6 +278,13 @@ class FreeSettings(MethodSettings):
     )
 
 
+def _sources(name: str, value) -> tuple[str, ...]:
+    """Return the names of one or more networks."""
+    value = common.sequence(name, (value,) if isinstance(value, str) else value)
+    annotations.check(name, value, tuple[str, ...])
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnsembleSettings(_WithRadius):
     """Trains on one step taken on other trained networks and on the model in turn."""
@@ -285,7 +292,7 @@ class EnsembleSettings(_WithRadius):
     paper: ClassVar[str] = "Tramer et al., 2018"
     sources: tuple[str, ...] | str = setting(
         ("target_dnn", "vgg7"),
-        check=lambda name, value: common.sequence(name, (value,) if isinstance(value, str) else value),
+        check=_sources,
         help="The names of the other networks.",
     )
     weight: float = setting(
