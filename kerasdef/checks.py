@@ -16,6 +16,8 @@ import numpy as np
 
 LARGEST = float(np.finfo("float32").max)  # models compute in float32: what is above is infinite to them
 MOST = 2**31 - 1  # of counts: backends count in int32
+MOST_CLASSES = 10**6  # the largest labeled sets have some ten thousand; every class costs memory
+NOBODY = -1  # the label of an answer that is none; no class has it
 LARGEST_SEED = 2**32 - 1  # NumPy's and Keras' generators take no larger one
 TOLERANCE = 1e-6  # of the span of the bounds; float32 noise of a min-max scaling: accepted and clipped
 
@@ -128,14 +130,15 @@ def images(name: str, x, *, limits: tuple[float, float] = (0.0, 1.0), shape: tup
     return x.astype("float32", copy=False)
 
 
-def labels(name: str, y, *, n: int | None = None, classes: int | None = None) -> np.ndarray:
+def labels(name: str, y, *, n: int | None = None, classes: int | None = MOST_CLASSES, least: int = 0) -> np.ndarray:
     """Return `y` as int64 class indices of shape (n,).
 
     Args:
         name: What to call the array in an error.
         y: Class indices of shape (n,) or (n, 1), or one-hot rows of shape (n, classes).
         n: Number of labels that is expected, or None.
-        classes: Labels must be below this, or None.
+        classes: Labels must be below this. None: at most `MOST`, for numbers of samples.
+        least: The lowest label: 0, or `NOBODY` where an answer may be none.
     """
     try:
         y = np.asarray(y)
@@ -159,11 +162,12 @@ def labels(name: str, y, *, n: int | None = None, classes: int | None = None) ->
         raise ValueError(f"`{name}` must be integers (class indices). Received: dtype={y.dtype}")
     if n is not None and len(y) != n:
         raise ValueError(f"`{name}` must have one label for each of the {n} samples. Received: {len(y)} labels")
-    if len(y) and classes is None and y.max() > MOST:
-        raise ValueError(f"`{name}` must be class indices of at most {MOST}. Received: maximum={int(y.max())}")
-    if len(y) and (y.min() < 0 or (classes is not None and y.max() >= classes)):
-        top = f" and below {classes}" if classes is not None else ""
-        raise ValueError(f"`{name}` must be at least 0{top}. Received: minimum={int(y.min())}, maximum={int(y.max())}")
+    classes = MOST if classes is None else classes
+    if len(y) and (y.min() < least or y.max() >= classes):
+        raise ValueError(
+            f"`{name}` must be at least {least} and below {classes}. "
+            f"Received: minimum={int(y.min())}, maximum={int(y.max())}"
+        )
     return y.astype("int64")
 
 

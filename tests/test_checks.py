@@ -148,3 +148,14 @@ def test_shares_must_grow():
     for bad in ([], [0.5, 0.1], [0.0, 0.5], [0.5, 1.0], 0.5, ["a"]):
         with pytest.raises(ValueError, match="Received: shares="):
             checks.growing_shares("shares", bad)
+
+
+def test_a_label_far_beyond_any_number_of_classes_is_refused_and_a_number_of_a_sample_is_not():
+    with pytest.raises(
+        ValueError, match=r"`y` must be at least 0 and below 1000000\. Received: minimum=0, maximum=100000000"
+    ):
+        checks.labels("y", [0, 10**8])
+    assert checks.labels("rows", [0, 10**8], classes=None).tolist() == [0, 10**8]
+    assert checks.labels("predicted", [-1, 2], least=checks.NOBODY).tolist() == [-1, 2]
+    with pytest.raises(ValueError, match="at least -1"):
+        checks.labels("predicted", [-2], least=checks.NOBODY)

@@ -238,7 +238,6 @@ def test_the_sets_hold_moved_images_within_the_ball_that_the_target_gets_right(r
     assert np.all(moved <= found["radius"] + 1e-6)  # float32
     assert found["x"].min() >= 0
     assert found["x"].max() <= 1
-    np.testing.assert_allclose(found["distance"], np.linalg.norm(delta, axis=1), rtol=1e-5)
     assert meta["asked"] == len(clean) + meta["wrong"] + meta["unmoved"]
 
 

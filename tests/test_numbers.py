@@ -9,10 +9,25 @@ import pytest
 from helpers import quiet_run
 from keras import layers, ops
 
-from kerasdef.attacks import FAB, FMN, PGD, AutoAttack, DeepFool, HopSkipJump, Square, Targeted, WorstOf, sequence
+from kerasdef import Dataset, Report
+from kerasdef.attacks import (
+    FAB,
+    FMN,
+    PGD,
+    AutoAttack,
+    DeepFool,
+    HopSkipJump,
+    Restarts,
+    Square,
+    Targeted,
+    WorstOf,
+    sequence,
+)
 from kerasdef.attacks.engine import joined
 from kerasdef.attacks.parts.directions import Plain
 from kerasdef.attacks.signs import blind_spots
+from kerasdef.defenses import as_defense
+from kerasdef.evaluation import Plan, Planned, evaluate
 from kerasdef.goals import Evade, Hit, Misclassify, answered
 
 
@@ -139,3 +154,28 @@ def test_names_in_a_state_that_collide_are_an_error():
     x = np.full((4, 8), 0.5, dtype="float32")
     with pytest.raises(ValueError, match="adv more than once"):
         quiet_run(PGD(eps=0.1, steps=2, direction=Taking()), model, x, np.asarray(model(x)).argmax(axis=1))
+
+
+def test_a_report_counts_an_answer_that_is_none_as_wrong_and_as_no_success(of_nan):
+    model, x, y = of_nan
+    defense = as_defense(model)
+    decision = defense.decide(x)
+    assert np.all(decision.label == -1)
+    np.testing.assert_allclose(decision.probabilities, 0.25)
+    data = Dataset.from_arrays(x, y, x, y)
+    with pytest.warns(UserWarning, match="not finite"):
+        found = evaluate(defense, data, Plan("net", np.arange(40), adaptive={"pgd": Planned(PGD(eps=0.3, steps=2))}))
+    row = Report(found.outcomes, classes=4).metrics("net", "pgd", "adaptive")
+    assert [row[name] for name in ("clean_accuracy", "robust_accuracy", "fooled")] == [0, 0, 0]
+    assert any("finite" in flag for flag in found.flags)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda attack: attack, lambda attack: Restarts(attack, 2), lambda attack: WorstOf((attack,))]
+)
+def test_radii_for_another_number_of_samples_are_refused_before_work(wrap, digits, digits_model):
+    x, y = digits[2][:10], digits[3][:10]
+    with pytest.raises(
+        ValueError, match=r"`eps` must be a number or one for each of the 10 samples\. Received: 9 values"
+    ):
+        wrap(PGD(eps=(0.1,) * 9, steps=2))(digits_model, x, y)

@@ -84,7 +84,10 @@ def test_every_point_in_linf_is_a_corner_clipped_to_the_bounds(digits, digits_mo
         best = i if margins[i] > margins[best] else best
 
 
-@pytest.mark.parametrize(("rescale", "queries", "last"), [(True, 1001, 512), (False, 2003, 64)])
+@pytest.mark.parametrize(
+    ("rescale", "queries", "last"),
+    [(True, 1001, 512), (False, 2003, 64), pytest.param(False, 5001, 128, marks=pytest.mark.slow)],
+)
 def test_the_squares_shrink_over_the_budget_or_over_the_queries_of_the_paper(monkeypatch, rescale, queries, last):
     shares = []
 

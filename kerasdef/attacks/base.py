@@ -143,6 +143,18 @@ class Attack(ABC):
                 changes[name] = np.asarray(value)[index]
         return dataclasses.replace(self, **changes) if changes else self
 
+    def _check_rows(self, n: int) -> None:
+        """Raise where a setting with a value for each sample is one for another number of samples."""
+        for name in (f.name for f in dataclasses.fields(self)):
+            value = getattr(self, name)
+            for attack in value if isinstance(value, tuple) else (value,):
+                if isinstance(attack, Attack):
+                    attack._check_rows(n)
+            if name in self.per_sample and isinstance(value, tuple | np.ndarray) and len(value) != n:
+                raise ValueError(
+                    f"`{name}` must be a number or one for each of the {n} samples. Received: {len(value)} values"
+                )
+
     # -- what subclasses fill in --------------------------------------------------------------------------------
 
     def _result(self, victim: Victim, x, y, batch_size: int, seed: int, show: bool | None) -> Result:
@@ -191,6 +203,7 @@ class Attack(ABC):
             model = Victim.of(model, shape=np.shape(x)[1:])
         victim = self._view(model)
         x = checks.images("x", x, limits=self.bounds, shape=victim.input_shape)
+        self._check_rows(len(x))
         if y is None:
             warnings.warn(
                 "`y` was not given: the attack moves away from the model's own predictions, not from true labels.",

@@ -70,10 +70,15 @@ class Dataset:
         for split in SPLITS:
             x = _inputs(f"x_{split}", getattr(self, f"x_{split}"), limits, shape, may_be_empty=split == "valid")
             shape = x.shape[1:]
-            y = checks.labels(f"y_{split}", getattr(self, f"y_{split}"), n=len(x), classes=count)
+            y = checks.labels(
+                f"y_{split}",
+                getattr(self, f"y_{split}"),
+                n=len(x),
+                classes=checks.MOST_CLASSES if count is None else count,
+            )
             groups = getattr(self, f"groups_{split}")
             if groups is not None:
-                groups = checks.labels(f"groups_{split}", groups, n=len(x))
+                groups = checks.labels(f"groups_{split}", groups, n=len(x), classes=None)
             fields |= {f"x_{split}": x, f"y_{split}": y, f"groups_{split}": groups}
         checks.several_classes("y_train", fields["y_train"])
         if names is None:

@@ -22,7 +22,8 @@ class Decision:
     """What a defense says of n samples; the first axis of every array is the sample.
 
     Args:
-        label: Integers of shape (n,). A rejected sample has the label that stands for "adversarial".
+        label: Integers of shape (n,). A rejected sample has the label that stands for "adversarial"; where there is
+            none, one whose outputs are not finite has -1.
         rejected: Booleans of shape (n,).
         score: How adversarial a sample looks, of shape (n,); the larger, the more. None for a defense that rejects
             nothing.
@@ -87,6 +88,7 @@ class Defense(keras.Model):
         """
         x = checks.images("x", onto(x, self.bounds, bounds), limits=self.bounds, shape=self.input_shape[1:])
         answer = self.answer(models.predict_logits(self.surface()[0], x, batch_size=batch_size))
+        answer = self.get_layer("flag")(answer, ops.ones((len(x),), dtype="bool"))
         label, probabilities = (ops.convert_to_numpy(answer[k]) for k in ("label", "probabilities"))
         rejected = np.zeros(len(label), dtype=bool) if self.reject is None else label == self.reject
         score = None if self.reject is None else probabilities[:, self.reject]
@@ -372,11 +374,11 @@ def check_member(model) -> None:
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
     inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
-    if not inputs or not outputs or len(inputs) != 1 or len(outputs) != 1 or len(outputs[0].shape) != 2:
+    models.check_symbolic(model)
+    if len(inputs) != 1 or len(outputs) != 1 or len(outputs[0].shape) != 2:
         raise ValueError(
-            "`model` must be a Sequential or functional model with one input and one output of shape (n, classes). "
-            f"Received: model={model.name!r}; wrap it: keras.Model(inputs, model(inputs)) with inputs = "
-            "keras.Input(shape)"
+            "`model` must have one input and one output of shape (n, classes). "
+            f"Received: model={model.name!r}, with outputs={[tuple(o.shape) for o in outputs]}"
         )
 
 

@@ -32,7 +32,8 @@ class Outcome:
             attacker works on this very model). The two never mix.
         attack: "clean", or the name of the attack.
         y: True classes, int, shape (n,).
-        predicted: Labels given, int in 0..K, shape (n,); K stands for adversarial.
+        predicted: Labels given, int in 0..K, shape (n,); K stands for adversarial, and
+            -1 for an answer that is not finite, which is none.
         score: Detector scores, shape (n,), higher is more adversarial; None if the model has no detector.
         radius: Radius that the attack had for each sample, in input units, shape (n,); None for clean images and
             attacks without a radius.
@@ -72,8 +73,8 @@ class Outcome:
         if len(y) == 0:
             raise ValueError(f"`y` must be a non-empty array of shape (n,). Received: shape={y.shape}")
         index = np.arange(len(y)) if self.index is None else self.index
-        values = {"y": y, "predicted": checks.labels("predicted", self.predicted, n=len(y))}
-        values["index"] = checks.labels("index", index, n=len(y))
+        values = {"y": y, "predicted": checks.labels("predicted", self.predicted, n=len(y), least=checks.NOBODY)}
+        values["index"] = checks.labels("index", index, n=len(y), classes=None)
         values.update({name: _floats(name, getattr(self, name), len(y)) for name in _FLOATS})
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -118,6 +119,8 @@ def take(outcome: Outcome, rows: np.ndarray) -> Outcome:
 def fooled(outcome: Outcome, reject: int | None) -> np.ndarray:
     """Whether the attacker won on each row: its label is neither the true class nor the one that says adversarial.
 
+    An answer that is none is no success of the attacker.
+
     Args:
         outcome: n attacked images.
         reject: The label that stands for adversarial, or None if the model has no such label.
@@ -125,7 +128,7 @@ def fooled(outcome: Outcome, reject: int | None) -> np.ndarray:
     Returns:
         Boolean array of shape (n,).
     """
-    wrong = outcome.predicted != outcome.y
+    wrong = (outcome.predicted != outcome.y) & (outcome.predicted != checks.NOBODY)
     return wrong if reject is None else wrong & (outcome.predicted != reject)
 
 

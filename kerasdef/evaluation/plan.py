@@ -96,7 +96,7 @@ class Plan:
         check("rows", self.rows, np.ndarray)
         check("paper", self.paper, Mapping)
         check("adaptive", self.adaptive, Mapping)
-        rows = checks.labels("rows", self.rows)
+        rows = checks.labels("rows", self.rows, classes=None)
         if not len(rows) or len(np.unique(rows)) < len(rows):
             raise ValueError(f"`rows` must name test images, each once. Received: rows={self.rows!r}")
         object.__setattr__(self, "rows", rows)

@@ -10,6 +10,7 @@ from kerasdef.models.victim import WhiteBox as WhiteBox
 from kerasdef.models.victim import predict_logits as predict_logits
 from kerasdef.models.views import Untracked as Untracked
 from kerasdef.models.views import as_logits as as_logits
+from kerasdef.models.views import check_symbolic as check_symbolic
 from kerasdef.models.views import gives_logits as gives_logits
 from kerasdef.models.views import has_batch_norm as has_batch_norm
 from kerasdef.models.views import logits_of as logits_of

@@ -6,8 +6,7 @@ import keras
 from keras import ops
 
 from kerasdef import checks
-
-NOBODY = -1  # no label is this one
+from kerasdef.checks import NOBODY
 
 
 @keras.saving.register_keras_serializable(package="kerasdef")

@@ -82,7 +82,7 @@ def example_grid(
     images = np.asarray(examples["images"])[:_GRID]
     if images.ndim not in (3, 4):
         raise ValueError(f"`examples` must hold images of shape (m, h, w, c). Received: shape={images.shape}")
-    names = [*class_names, "adversarial"]
+    names = [*class_names, "adversarial", "no answer"]  # whose label is -1
     rows, m = len(examples["attacks"]) + 1, len(images)
     figure = Figure(figsize=(max(1.35 * m, 4) + 0.6, 1.75 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, m, squeeze=False)

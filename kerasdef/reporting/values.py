@@ -32,7 +32,7 @@ def check_outcomes(outcomes: list[Outcome], classes: int, reject: int | None) ->
             raise ValueError(f"`attack` must be another name, {POOLED!r} is the sum. Received: attack={o.attack!r}")
         seen.add(key(o))
         checks.labels("y", o.y, classes=classes)
-        checks.labels("predicted", o.predicted, classes=classes + (reject is not None))
+        checks.labels("predicted", o.predicted, classes=classes + (reject is not None), least=checks.NOBODY)
 
 
 def check_examples(examples: Mapping | None) -> dict:
@@ -47,7 +47,10 @@ def check_examples(examples: Mapping | None) -> dict:
         if x.shape != images.shape:
             raise ValueError(f"`examples` must be of shape {images.shape}. Received: {name} of shape {x.shape}")
     labels = checks.labels("examples", examples["labels"], n=len(images))
-    predicted = {str(k): checks.labels("examples", v, n=len(images)) for k, v in examples["predicted"].items()}
+    predicted = {
+        str(k): checks.labels("examples", v, n=len(images), least=checks.NOBODY)
+        for k, v in examples["predicted"].items()
+    }
     return {"images": images, "attacks": attacks, "labels": labels, "predicted": predicted}
 
 

@@ -86,11 +86,8 @@ def check_classifier(model: keras.Model) -> None:
     backend.refuse_fork()
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
-    if model.built and not getattr(model, "outputs", None):
-        raise ValueError(
-            f"`model` must be a Sequential or functional model. Received: {type(model).__name__}; wrap it: "
-            "keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)"
-        )
+    if model.built:
+        models.check_symbolic(model)
     models.logits_view(model)
 
 
