@@ -18,7 +18,7 @@ LARGEST = float(np.finfo("float32").max)  # models compute in float32: what is a
 MOST = 2**31 - 1  # of counts: backends count in int32
 MOST_CLASSES = 10**6  # the largest labeled sets have some ten thousand; every class costs memory
 NOBODY = -1  # the label of an answer that is none; no class has it
-LARGEST_SEED = 2**32 - 1  # NumPy's and Keras' generators take no larger one
+LARGEST_SEED = 2**63 - 1  # what 64 bits hold; generators that take less get the lower 32 bits
 TOLERANCE = 1e-6  # of the span of the bounds; float32 noise of a min-max scaling: accepted and clipped
 
 

@@ -354,6 +354,7 @@ def test_callbacks_weight_averages_and_mixed_precision_work(tmp_path):
     assert path.exists()
 
 
+@pytest.mark.slow
 def test_regularization_is_counted_once():
     x, y = data(32)
     for objective in WITH_REJECT:
@@ -505,7 +506,7 @@ def test_models_of_tokens_are_refused():
 
 def test_bad_arguments_are_refused():
     model = dense()
-    with pytest.raises(ValueError, match="`attack` must be an attack that takes steps"):
+    with pytest.raises(ValueError, match="`attack` must be a StepAttack or a tuple or list"):
         AdversarialTraining(model, "pgd")
     with pytest.raises(ValueError, match="`objective` must be an Objective"):
         AdversarialTraining(model, FGSM(), "trades")

@@ -241,6 +241,7 @@ def test_rand_breaks_a_random_model_that_hides_its_gradients(digits, digits_mode
     assert found.robust_accuracy < 0.2
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_result(robust, digits, tmp_path, monkeypatch):
     _, _, x, y = digits
     x, y = x[:48], y[:48]

@@ -75,12 +75,12 @@ def test_the_device_has_a_name():
 
 def test_pools_shrink_in_whole_blocks_and_in_few_sizes_where_each_is_compiled():
     for batch_size in (1, 5, 60, 256, 1000):
-        found = backend.sizes(batch_size)
+        found = backend.sizes(batch_size, 1000)
         assert found == sorted(set(found), reverse=True)
         assert all(size % found[-1] == 0 for size in found)
-        assert found[-1] == backend.sizes(1)[0]  # the block: the same for every batch size
+        assert found[-1] == backend.sizes(1, 1000)[0]  # the block: the same for every batch size
         assert found[0] <= max(batch_size, found[-1])
     if backend.NAME == "tensorflow" and not backend.has_gpu():
-        assert backend.sizes(256) == [240, 192, 144, 96, 48]
+        assert backend.sizes(256, 1000) == [240, 192, 144, 96, 48]
     else:
-        assert backend.sizes(256) == [256, 64]
+        assert backend.sizes(256, 1000) == [256, 64]

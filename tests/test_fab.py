@@ -91,6 +91,7 @@ def test_it_finds_smaller_changes_than_deepfool(norm, digits, digits_model):
     assert np.mean(ours <= theirs) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("linf", "l1"))])
 def test_more_targets_and_more_restarts_break_what_fewer_break(norm, digits, digits_model):
     x, y = correct(digits, digits_model, 60)
@@ -105,6 +106,7 @@ def test_more_targets_and_more_restarts_break_what_fewer_break(norm, digits, dig
         assert 0 < fell[0].sum() <= fell[1].sum() < 60
 
 
+@pytest.mark.slow
 def test_more_targets_and_more_restarts_find_smaller_changes(digits, digits_model):
     x, y = correct(digits, digits_model, 60)
     base = FAB(norm="l1", steps=20)

@@ -47,6 +47,7 @@ def test_it_breaks_every_image_and_more_steps_are_no_worse(goal, digits, digits_
         assert np.median(full) <= np.median(short)
 
 
+@pytest.mark.slow
 def test_with_a_target_it_arrives_there(digits, digits_model):
     x, y = digits[2][:40], digits[3][:40]
     targets = (y + 3) % 10

@@ -307,6 +307,7 @@ class Copy:
         return x
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lean")
 def test_stop_ends_where_the_rule_fires_and_is_the_same_training_up_to_there(data, plain):
     stopped = kerasdef.train_iar(data, **settings(stop="rho"))
@@ -395,6 +396,7 @@ def test_the_same_seed_gives_the_same_weights_and_report(data, plain):
     assert again.history == plain.history
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lean")
 def test_another_seed_gives_other_weights(data, plain):
     other_seed = kerasdef.train_iar(data, **settings(seed=1))
@@ -402,6 +404,7 @@ def test_another_seed_gives_other_weights(data, plain):
     assert other_seed.history != plain.history
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lean")
 @pytest.mark.parametrize(
     "stop_at", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]

@@ -60,6 +60,7 @@ def test_a_sweep_of_a_setting_traces_nothing_after_the_first(make, counted):
     assert any(not np.array_equal(a, found[0]) for a in found)  # the setting is read, not the first one's
 
 
+@pytest.mark.slow
 def test_no_program_is_kept_without_end_where_every_call_has_a_loss_of_its_own(counted, monkeypatch):
     model, _, x, y = counted
     for module in (engine, queries):

@@ -225,7 +225,7 @@ def test_an_answer_that_changes_its_shape_on_the_way_is_an_error():
 
 
 def test_what_cannot_be_called_is_no_model():
-    with pytest.raises(ValueError, match=r"keras\.Model or a callable. Received: str"):
+    with pytest.raises(ValueError, match=r"keras\.Model, a callable or a Victim\. Received: model='resnet'"):
         SCORED[0]("resnet", np.zeros((1, 4), "float32"), [0])
 
 

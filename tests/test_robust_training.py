@@ -259,6 +259,7 @@ def test_what_autoattack_doubts_stands_in_the_report(data, monkeypatch):
     assert report.flags == ["the model hides its gradients"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_queries")
 def test_autoattack_is_in_the_report_and_leaves_no_more_than_pgd(data, tmp_path):
     options = settings(steps=3, epochs=4, autoattack=True, n_test=20)
@@ -349,6 +350,7 @@ def test_another_method_and_other_images_are_refused_in_the_same_folder(run, dat
         kerasdef.train_trades((1 - x, y, x_test, y_test), **settings(out=run[1], steps=3, callbacks=[Watch()]))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_and_ends_as_one_of_the_same_seed_that_was_not(run, data, tmp_path):
     result, _ = run
     stop = Watch(stop_at=1)
@@ -479,6 +481,7 @@ def test_a_training_that_is_stopped_before_the_full_radius_returns_the_last_weig
     assert result.report.notes[-1] == "The weights are those of epoch 2 of 2."
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lean")
 @pytest.mark.parametrize(("norm", "average", "wanted"), [(True, None, False), (True, True, True), (False, None, True)])
 def test_weights_are_averaged_unless_statistics_of_batch_norm_would_not_fit_them(data, norm, average, wanted):
@@ -741,6 +744,7 @@ def test_networks_that_cannot_take_the_images_are_refused_before_any_training(re
     assert left == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lean")
 def test_data_in_other_bounds_is_the_same_data(data):
     x, y, x_test, y_test = data
@@ -752,6 +756,7 @@ def test_data_in_other_bounds_is_the_same_data(data):
         np.testing.assert_allclose(a, b, atol=1e-4)  # float32
 
 
+@pytest.mark.slow
 def test_your_own_model_is_trained_and_attacked_in_the_bounds_of_the_data(data):
     x, y, x_test, y_test = data
     wide = kerasdef.Dataset.from_arrays(255 * x, y, 255 * x_test, y_test, bounds=(0, 255))

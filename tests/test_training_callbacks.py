@@ -118,7 +118,7 @@ def test_robust_validation_measures_a_single_step_too():
     for name, attack in (("robust", PGD(eps=EPS, steps=5)), ("single_step", FGSM(eps=EPS))):
         wanted = 1 - attack.run(model, x, y, seed=5, progress=False).success.mean()
         assert found[f"val_{name}_accuracy"] == [pytest.approx(wanted)]
-    with pytest.raises(ValueError, match="`single` must be an attack"):
+    with pytest.raises(ValueError, match="`single` must be an Attack or None"):
         RobustValidation(x, y, FGSM(eps=EPS), single="fgsm")
 
 
@@ -173,6 +173,7 @@ def test_the_guard_goes_back_to_the_last_good_epoch_and_takes_more_steps():
     assert trainer.attack.relative_step == 2.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaled", [False, True])
 def test_schedules_end_where_training_ends_though_the_guard_went_back(scaled):
     x, y = data()
@@ -313,6 +314,7 @@ def run(path=None, stop=None, epochs=4):
     return [*model.get_weights(), *(ops.convert_to_numpy(v) for v in trainer.optimizer.variables)], history.history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [(2, 3), *(pytest.param(at, marks=pytest.mark.slow) for at in ((0, 2), (1, 0), (3, 4)))])
 def test_a_training_killed_anywhere_and_begun_again_ends_with_the_same_weights(at, tmp_path):
     wanted, history = run()
@@ -469,7 +471,7 @@ def test_distillation_learns_the_teachers_probabilities_at_the_temperature():
 
 def test_bad_arguments_are_refused():
     x, y = data()
-    with pytest.raises(ValueError, match="`attack` must be an attack"):
+    with pytest.raises(ValueError, match="`attack` must be an Attack"):
         RobustValidation(x, y, "pgd")
     with pytest.raises(ValueError, match="put RobustValidation before it"):
         trainer_of(dense()).fit(x, y, callbacks=[BestRobust()], verbose=0)

@@ -48,6 +48,7 @@ def trained(digits, kind, make):
     return 1 - found.success.mean(), model.get_weights()
 
 
+@pytest.mark.slow
 def test_models_of_uint8_images_end_as_robust_as_their_float_twins(digits):
     def adversarial(model, options):
         return AdversarialTraining(model, PGD(**options, steps=3), Trades(2.0))
@@ -95,6 +96,7 @@ def test_a_model_that_does_not_tell_its_range_takes_the_bounds_of_the_attack():
     assert trainer.attack.bounds == (-1, 1)
 
 
+@pytest.mark.slow
 def test_recipes_train_a_softmax_inside_another_model_on_probabilities_not_on_logits(digits, monkeypatch):
     monkeypatch.setattr(report, "attacks_of", lambda eps, norm, bounds: {"fgsm": FGSM(eps=eps, bounds=bounds)})
     x, y, x_test, y_test = (v[:300] for v in digits)

@@ -83,7 +83,7 @@ def test_bootstraps_are_determined_by_the_seed_and_differ_among_themselves():
 
 @pytest.mark.parametrize(("n", "bootstraps"), [(0, 1), (5, 0), (5, -1), (5, 1.5)])
 def test_bootstraps_of_nothing_are_an_error(n, bootstraps):
-    with pytest.raises(ValueError, match="must be a positive integer"):
+    with pytest.raises(ValueError, match=r"must be an? (positive )?integer"):
         bootstrap_indices(n, bootstraps, 0)
 
 
@@ -150,7 +150,7 @@ def test_vote_gives_the_shapes_and_types_it_declares(reject):
 
 @pytest.mark.parametrize("reject", [-1, 1.5, True])
 def test_vote_refuses_a_reject_class_that_is_no_index(reject):
-    with pytest.raises(ValueError, match="`reject` must be an integer of at least 0"):
+    with pytest.raises(ValueError, match=r"`reject` must be an integer\b"):
         Vote(reject)
 
 

@@ -218,7 +218,7 @@ def test_targets_in_turn_break_no_fewer_than_each_alone(digits_model, few):
         ((PGD(), PGD(bounds=(-1.0, 1.0))), "bounds"),
         ((PGD(), CW), "kind"),
         ((), "one or more"),
-        ((PGD(), "pgd"), "one or more"),
+        ((PGD(), "pgd"), "of which each is an Attack"),
     ],
 )
 def test_attacks_that_do_not_belong_together_are_an_error(attacks, what):
@@ -276,6 +276,7 @@ class Noise(layers.Layer):
         return x + 2.0 * keras.random.normal(ops.shape(x), seed=self.generator)
 
 
+@pytest.mark.slow
 def test_averaged_gradients_are_stronger_against_a_random_model():
     rng = np.random.default_rng(0)
     model = keras.Sequential([keras.Input((8,)), Noise(), layers.Dense(16, activation="tanh"), layers.Dense(2)])
@@ -335,7 +336,7 @@ def test_bpda_climbs_the_gradient_of_the_layer_that_stands_in():
 def test_bpda_of_another_shape_is_an_error():
     with pytest.raises(ValueError, match="`backward` must give the shape that `layer` gives"):
         BPDA(layers.Dense(3))(np.zeros((2, 6), "float32"))
-    with pytest.raises(ValueError, match="`layer` must be a Keras layer"):
+    with pytest.raises(ValueError, match=r"`layer` must be a keras\.Layer"):
         BPDA(lambda x: x)
 
 
@@ -407,7 +408,7 @@ def test_transfer_from_a_source_of_another_shape_is_an_error(digits_model, few):
         quiet(attack, digits_model, *few)
     with pytest.raises(ValueError, match=r"`source` must be a keras\.Model"):
         Transfer("model", PGD())
-    with pytest.raises(ValueError, match=r"a keras\.Model or a callable"):
+    with pytest.raises(ValueError, match=r"a keras\.Model, a callable or a Victim"):
         quiet(attack, 3, *few)
 
 

@@ -44,7 +44,7 @@ def hold_out(
             f"A stratified split needs a sample of each of the {len(found)} classes in both parts: more samples, or "
             f"another share. Received: {len(y)} samples with a share of {size:g} held out"
         )
-    kept, held = train_test_split(np.arange(len(y)), test_size=size, stratify=y, random_state=seed)
+    kept, held = train_test_split(np.arange(len(y)), test_size=size, stratify=y, random_state=seed % 2**32)
     return kept, held
 
 

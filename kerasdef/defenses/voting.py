@@ -35,7 +35,7 @@ def bootstrap_indices(n: int, bootstraps: int, seed: int) -> list[np.ndarray]:
     checks.positive_int("n", n)
     checks.positive_int("bootstraps", bootstraps)
     checks.non_negative_int("seed", seed)
-    seeds = check_random_state(seed).randint(_SEEDS, size=bootstraps)
+    seeds = check_random_state(seed % 2**32).randint(_SEEDS, size=bootstraps)
     return [check_random_state(int(s)).randint(0, n, n) for s in seeds]
 
 

@@ -25,7 +25,7 @@ class Untracked:
     weights of these are not counted, saved or trained a second time.
     """
 
-    models: tuple[keras.Model, ...]
+    models: tuple[keras.Model | None, ...]
 
     def __post_init__(self):
         check_fields(self)

@@ -128,7 +128,7 @@ class AdversarialTraining(Trainer):
         # sums over the batches of an epoch that were looked at: images, gradients of zero, probabilities, right labels
         self.looks = self.add_weight(shape=(4,), initializer="zeros", trainable=False, name="looks")
         self.seed = checks.non_negative_int("seed", seed)
-        self.draws = keras.random.SeedGenerator(self.seed)
+        self.draws = keras.random.SeedGenerator(self.seed % 2**32)
         self.withstood = keras.metrics.Mean("adversarial_accuracy")
         self._trains = False
         self.built = True

@@ -55,7 +55,7 @@ class GMA(Attack):
     mode: str = "cycle"
     norm: Norm | str = field(default_factory=Linf)
     steps: int = 10  # paper, table 2
-    radii: tuple[float, ...] = RADII
+    radii: float | tuple[float, ...] = RADII
     scale: float = 1.0
     quantize: bool = False
     bounds: tuple[float, float] = (0.0, 1.0)
