@@ -169,6 +169,7 @@ OPEN = {
     "kerasdef.training.most_confusing": HANDLES,
     "kerasdef.models.padded_batches": "an iterator of the library's loops",
     "kerasdef.models.Untracked": "holds models for Keras",
+    "kerasdef.models.check_symbolic": "the check that others make of their models",
     "kerasdef.defenses.Defense": "an abstract class",
     "kerasdef.defenses.Decision": RECORD,
     "kerasdef.attacks.Result": RECORD,

@@ -119,6 +119,11 @@ class Attack(ABC):
         self._warn(victim, x, y)
         return self._result(victim, x, y, batch_size, seed, progress)
 
+    @checked
+    def look(self, model: keras.Model | Callable | Victim, x: np.ndarray, y: np.ndarray) -> dict[str, str]:
+        """What hides weaknesses of the model from the attack, as sentences by name: the warnings of a call."""
+        return self._signs(*self._prepare(model, x, y))
+
     @property
     def threat(self) -> ThreatModel:
         """The threat model: norm, radius, bounds, goal, access and queries."""

@@ -12,7 +12,7 @@ from keras import ops
 
 from kerasdef import norms
 from kerasdef.annotations import check_fields, checked
-from kerasdef.attacks import AutoAttack, Transfer, WorstOf, Wrapper, sequence
+from kerasdef.attacks import Attack, AutoAttack, Transfer, WorstOf, Wrapper, sequence
 from kerasdef.attacks.sequence import STANDS, SequenceResult
 from kerasdef.datasets import Dataset
 from kerasdef.defenses.base import Defense, Outputs, as_defense
@@ -166,7 +166,10 @@ def _made(defense, x, y, plan: Plan, column, name, planned: Planned, store: Stor
             parts = sequence.run({name: attack}, view, clean, truth, out=state, **options)
         if parts is None:
             with keeping.kept(store.path(piece, judging=True), store.of(piece)):
-                return {"x": attack(victim, x, y, **options)}, {"flags": {}}
+                seen = (
+                    attack.look(victim, x, y) if isinstance(attack, Attack) and isinstance(victim, keras.Model) else {}
+                )
+            return {"x": attack(victim, x, y, **options)}, {"flags": seen}
         arrays = {"x": parts.x_adv, "broken_by": parts.broken_by, "evaluations": parts.evaluations}
         return arrays, {"flags": parts.flags, "parts": parts.table.to_dict("records")}
 
