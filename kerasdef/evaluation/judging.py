@@ -165,11 +165,10 @@ def _made(defense, x, y, plan: Plan, column, name, planned: Planned, store: Stor
             state = store.path(piece, judging=True)
             parts = sequence.run({name: attack}, view, clean, truth, out=state, **options)
         if parts is None:
+            looks = isinstance(attack, Attack) and isinstance(victim, keras.Model)
+            seen = attack.look(victim, x, y) if looks else {}
             with keeping.kept(store.path(piece, judging=True), store.of(piece)):
-                seen = (
-                    attack.look(victim, x, y) if isinstance(attack, Attack) and isinstance(victim, keras.Model) else {}
-                )
-            return {"x": attack(victim, x, y, **options)}, {"flags": seen}
+                return {"x": attack(victim, x, y, **options)}, {"flags": seen}
         arrays = {"x": parts.x_adv, "broken_by": parts.broken_by, "evaluations": parts.evaluations}
         return arrays, {"flags": parts.flags, "parts": parts.table.to_dict("records")}
 
