@@ -11,6 +11,7 @@ from kerasdef.defenses import RejectClass
 from kerasdef.evaluation import Images, Plan, Planned, evaluate
 from kerasdef.evaluation.judging import reach
 from kerasdef.norms import L2, Linf
+from kerasdef.runs import keeping
 from kerasdef.runs.store import Store
 
 EPS = 0.1
@@ -159,3 +160,17 @@ def test_what_an_attacker_sees_is_told(net, data):
 def test_a_plan_refuses_what_does_not_fit(rows, attacks, text):
     with pytest.raises(ValueError, match=text):
         Plan("m", np.array(rows, dtype="int64"), adaptive=attacks)
+
+
+def test_the_state_of_an_attack_is_kept_while_it_runs(net, data, tmp_path, monkeypatch):
+    written, real = [], keeping.Keeper.write
+
+    def write(self, *args, **options):
+        written.append(self.path)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(keeping.Keeper, "write", write)
+    plan = Plan("m", np.arange(20), adaptive={"pgd": Planned(PGD(eps=EPS, steps=3))})
+    evaluate(RejectClass(net), data, plan, Store(tmp_path / "run", {}), progress=False)
+    assert written
+    assert all(path.is_relative_to(tmp_path / "run" / "unfinished") for path in written)
