@@ -155,7 +155,12 @@ class Attack(ABC):
             for attack in value if isinstance(value, tuple) else (value,):
                 if isinstance(attack, Attack):
                     attack._check_rows(n)
-            if name in self.per_sample and isinstance(value, tuple | np.ndarray) and len(value) != n:
+            if (
+                name in self.per_sample
+                and isinstance(value, tuple | np.ndarray)
+                and np.ndim(value) == 1
+                and len(value) != n
+            ):
                 raise ValueError(
                     f"`{name}` must be a number or one for each of the {n} samples. Received: {len(value)} values"
                 )

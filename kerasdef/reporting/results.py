@@ -66,7 +66,7 @@ class Results:
         self.costs = plain({k: dict(v) for k, v in (costs or {}).items()}, "costs")
         self.examples = check_examples(examples)
         self.notes = [str(v) for v in notes]
-        self.flags = [str(v) for v in flags]
+        self.flags = list(dict.fromkeys(str(v) for v in flags))
         self.bounds = checks.bounds(bounds)
         self.main = self.models[-1] if main is None else checks.one_of("main", main, self.models)
         self.hidden = [checks.one_of("hidden", m, self.models) for m in hidden]

@@ -66,12 +66,13 @@ class Store:
                 "which holds other files"
             )
         places.folder("out", self.folder)
+        found = _read(record) if record.exists() else None
+        if found is not None:
+            _check_same(found, settings, self.folder)  # before anything in the folder is touched
         self._lock = locks.hold("out", self.folder)
+        if found is not None:
+            return
         if record.exists():
-            found = _read(record)
-            if found is not None:
-                _check_same(found, settings, self.folder)
-                return
             self._recover(record)
         write_text(record, json.dumps(settings, indent=1))
 
