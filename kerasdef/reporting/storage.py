@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -70,7 +69,7 @@ def read(folder: Path) -> dict:
         raise ValueError(f"`folder` must hold a report.json. Received: folder={str(folder)!r}")
     try:
         return _read(folder, json.loads(path.read_text(encoding="utf-8")))
-    except (LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError, BadZipFile) as error:
+    except (LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         found = f"{type(error).__name__}: {error}"
         raise ValueError(
             f"{folder / 'report.json'} must be a report as kerasdef writes it. Received: {found}"
@@ -88,7 +87,7 @@ def _read(folder: Path, record: dict) -> dict:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != record["outcomes"]["sha256"]:
         raise ValueError("`folder` must hold the outcomes.npz that belongs to report.json. Received: another one")
-    with open_npz(io.BytesIO(data)) as arrays:
+    with open_npz(io.BytesIO(data), path) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     outcomes = []
     for i, head in enumerate(record["outcomes"]["list"]):
