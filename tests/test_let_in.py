@@ -7,7 +7,6 @@ import io
 import json
 import re
 import tarfile
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from kerasdef import archives
 from kerasdef.datasets import load, readers
+from kerasdef.defenses import load as load_defense
 from kerasdef.evaluation import Outcome
 from kerasdef.models.export import facts_of
 from kerasdef.models.loading import read_keras
@@ -237,8 +237,7 @@ def test_a_data_set_that_is_damaged_is_named_whatever_its_reader_says(tmp_path, 
         marked(path, *MARKS[kind])
     else:
         rewritten(path, **{"y_train.npy": header(HEADERS[kind])})
-    with warnings.catch_warnings(), pytest.raises(ValueError, match="is damaged or of another kind: ") as error:
-        warnings.simplefilter("ignore")  # of Python's parser
+    with pytest.raises(ValueError, match="is damaged or of another kind: ") as error:
         load(path)
     assert "must be an .npz file with the arrays x_train" in one_line(error, path)
 
@@ -299,6 +298,14 @@ def test_notes_of_a_keras_file_that_cannot_be_read_are_named(keras_file, tmp_pat
     with pytest.raises(ValueError, match="whose notes are damaged: ") as error:
         facts_of(path)
     one_line(error, path)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_savedmodel_without_a_graph_is_named(tmp_path, trust):
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^`model` must be a SavedModel that is whole\. Received: ") as error:
+        load_defense(tmp_path, trust=trust)
+    one_line(error, tmp_path)
 
 
 # Files of a report
