@@ -105,8 +105,11 @@ def _divided(dataset: Dataset, s: RobustSettings) -> Dataset:
     try:
         return used.with_validation(s.valid_size, seed=s.seed)
     except ValueError as error:
-        given = f"valid_size={s.valid_size}" if s.n_train is None else f"n_train={s.n_train}, valid_size={s.valid_size}"
-        raise ValueError(f"{error}, with {given}") from error
+        name = "valid_size" if s.n_train is None else "n_train"
+        raise ValueError(
+            f"`{name}` must let images of every class be held out and others be trained on. "
+            f"Received: {name}={getattr(s, name)!r}. {error}"
+        ) from error
 
 
 class _Run:
