@@ -86,7 +86,7 @@ def _check_sizes(s: MIASettings, dataset: Dataset, attacks: int) -> None:
     """Raise where a setting is too small for the data: nothing would be left to train on or to judge on."""
     if adversarial_count(dataset.n_train, s.shares[0]) < attacks:
         raise ValueError(
-            "`shares` must each give an image of every attack or more, beside the clean training images. "
+            "`shares` must each give at least one image of every attack beside the clean training images. "
             f"Received: shares={s.shares} for {dataset.n_train} training images and {attacks} attacks"
         )
     found = len(np.unique(dataset.y_test))
