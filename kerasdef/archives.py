@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import tarfile
@@ -26,8 +27,8 @@ class TooLarge(ValueError):
 def reading(problem: str) -> Iterator[None]:
     """Turn whatever the content of a file from outside makes its readers raise into one ValueError.
 
-    A damaged file may end a reader in any place, so there is no list of what it may raise. Errors of the disk, which
-    have a number, and `TooLarge` stay what they are.
+    A damaged file may end a reader in any place, so there is no list of what it may raise. `TooLarge` and errors of the
+    disk stay what they are; the latter have a number, and not that of a place in front of the file.
 
     Args:
         problem: What is wrong with the file, with its name; the reason follows after a colon.
@@ -37,7 +38,7 @@ def reading(problem: str) -> Iterator[None]:
     except TooLarge:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise ValueError(f"{problem}: {_reason(error)}") from error
 

@@ -242,6 +242,16 @@ def test_a_data_set_that_is_damaged_is_named_whatever_its_reader_says(tmp_path, 
     assert "must be an .npz file with the arrays x_train" in one_line(error, path)
 
 
+def test_an_archive_that_leads_in_front_of_itself_is_named(tmp_path):
+    path = save(tmp_path / "a.npz")
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x05\x06") + 16] += 1  # where the directory begins
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged or of another kind: ") as error:
+        load(path)
+    one_line(error, path)
+
+
 def test_an_array_under_a_name_of_no_array_is_looked_at_too(tmp_path):
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (2**36,)})
