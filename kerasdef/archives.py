@@ -1,7 +1,9 @@
-"""Archives from outside: the sizes that they declare are checked before anything is unpacked."""
+"""Archives from outside: the sizes that they declare are checked before anything is unpacked, and damage is named."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import os
 import tarfile
@@ -14,31 +16,67 @@ import numpy as np
 
 LIMIT = 2 * 2**30  # bytes; the largest data set that is known here, MNIST as float32, has 0.2 GiB
 LIMIT_VARIABLE = "KERASDEF_MAX_UNPACKED"  # raises it, in bytes
+_REASON = 150  # characters of it in an error
 
 
 class TooLarge(ValueError):
     """What unpacks to more than the limit."""
 
 
-def open_npz(source: Path | BinaryIO) -> np.lib.npyio.NpzFile:
+@contextlib.contextmanager
+def reading(problem: str) -> Iterator[None]:
+    """Turn whatever the content of a file from outside makes its readers raise into one ValueError.
+
+    A damaged file may end a reader in any place, so there is no list of what it may raise. `TooLarge` and errors of the
+    disk stay what they are; the latter have a number, and not that of a place in front of the file.
+
+    Args:
+        problem: What is wrong with the file, with its name; the reason follows after a colon.
+    """
+    try:
+        yield
+    except TooLarge:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise ValueError(f"{problem}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says, without what Keras puts before it, such as a whole configuration."""
+    text = str(error).rpartition("Exception encountered: ")[2].strip() or type(error).__name__
+    line = text.splitlines()[0]
+    return line if len(line) <= _REASON else f"{line[:_REASON]}..."
+
+
+@contextlib.contextmanager
+def open_npz(source: Path | BinaryIO, name: str | Path, holds: str = "arrays") -> Iterator[np.lib.npyio.NpzFile]:
     """Open an .npz file as `np.load` does, without pickles, after a look at the sizes that it declares.
+
+    Only what reads it belongs into the `with` block: an error there counts as damage.
 
     Args:
         source: A path, or a stream of bytes that can be read from any place.
+        name: What to call the file in an error.
+        holds: What it is to hold, in words.
 
     Raises:
-        ValueError: It unpacks to more than the limit, or an array declares another size than there are bytes.
-        zipfile.BadZipFile: It is no archive.
+        ValueError: It is damaged or of another kind, unpacks to more than the limit, or an array declares another size
+            than there are bytes.
+        OSError: There is no such file, or the disk fails.
     """
-    with zipfile.ZipFile(source) as archive:
-        check_zip(archive)
-        for member in archive.infolist():
-            if member.filename.endswith(".npy"):
+    with reading(f"{name} must be an .npz file with {holds}. Received: one that is damaged or of another kind"):
+        with zipfile.ZipFile(source) as archive:
+            check_zip(archive)
+            for member in archive.infolist():
                 with archive.open(member) as stream:
-                    _check_header(stream, member)
-    if not isinstance(source, Path):
-        source.seek(0)
-    return np.load(source, allow_pickle=False)
+                    if member.filename.endswith(".npy") or stream.peek(6).startswith(np.lib.format.MAGIC_PREFIX):
+                        _check_header(stream, member)
+        if not isinstance(source, Path):
+            source.seek(0)
+        with np.load(source, allow_pickle=False) as arrays:
+            yield arrays
 
 
 def check_zip(archive: zipfile.ZipFile) -> None:

@@ -104,7 +104,7 @@ def images(name: str, x, *, limits: tuple[float, float] = (0.0, 1.0), shape: tup
         x = np.asarray(x)
     except ValueError:
         raise ValueError(f"`{name}` must be an array of shape (n, ...). Received: lists of several lengths") from None
-    if x.ndim < 2 or len(x) == 0:
+    if x.ndim < 2 or x.size == 0:
         raise ValueError(f"`{name}` must be a non-empty array of shape (n, ...). Received: shape={x.shape}")
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"`{name}` must hold samples of shape {tuple(shape)}. Received: shape={x.shape}")

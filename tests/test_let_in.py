@@ -16,6 +16,7 @@ from PIL import Image
 
 from kerasdef import archives
 from kerasdef.datasets import load, readers
+from kerasdef.defenses import load as load_defense
 from kerasdef.evaluation import Outcome
 from kerasdef.models.export import facts_of, run_of
 from kerasdef.models.loading import read_keras
@@ -187,6 +188,135 @@ def test_a_model_that_unpacks_to_far_more_is_refused(tmp_path, small_limit):
     for read in (read_keras, facts_of):
         with pytest.raises(ValueError, match=r"a\.keras unpacks to"):
             read(path)
+
+
+# Damage
+
+
+def rewritten(path, **members):
+    """The archive with other members; None leaves one out."""
+    with zipfile.ZipFile(path) as old:
+        content = {name: old.read(name) for name in old.namelist()} | members
+    return archive(path, {name: value for name, value in content.items() if value is not None})
+
+
+def marked(path, at, value):
+    """The archive with two other bytes at this place of every member's local header, and in the directory."""
+    content = bytearray(path.read_bytes())
+    for start, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        for found in re.finditer(re.escape(start), bytes(content)):
+            content[found.start() + at + shift : found.start() + at + shift + 2] = value.to_bytes(2, "little")
+    path.write_bytes(content)
+    return path
+
+
+def header(text):
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin1") + b"\0" * 40
+
+
+MARKS = {"encrypted": (6, 1), "compression of no kind": (8, 99), "no bzip2": (8, 12)}
+HEADERS = {
+    "open": "{" * 3 + "\n",
+    "nested": "(((\n",
+    "bits": "{'descr': '|u1', 'fortran_order': Fal\x7fe, 'sha`e': (40,\n",
+    "deep": "-" * 9000 + "1\n",
+}
+
+
+def one_line(error, path):
+    text = str(error.value)
+    assert text.count(str(path)) == 1
+    assert "\n" not in text
+    assert len(text) < 500
+    return text
+
+
+@pytest.mark.parametrize("kind", [*MARKS, *HEADERS])
+def test_a_data_set_that_is_damaged_is_named_whatever_its_reader_says(tmp_path, kind):
+    path = save(tmp_path / "a.npz")
+    if kind in MARKS:
+        marked(path, *MARKS[kind])
+    else:
+        rewritten(path, **{"y_train.npy": header(HEADERS[kind])})
+    with pytest.raises(ValueError, match="is damaged or of another kind: ") as error:
+        load(path)
+    assert "must be an .npz file with the arrays x_train" in one_line(error, path)
+
+
+def test_an_archive_that_leads_in_front_of_itself_is_named(tmp_path):
+    path = save(tmp_path / "a.npz")
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x05\x06") + 16] += 1  # where the directory begins
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged or of another kind: ") as error:
+        load(path)
+    one_line(error, path)
+
+
+def test_an_array_under_a_name_of_no_array_is_looked_at_too(tmp_path):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (2**36,)})
+    path = rewritten(save(tmp_path / "a.npz"), **{"y_train.npy": None, "y_train": stream.getvalue() + b"\0" * 8})
+    with pytest.raises(ValueError, match=r"y_train declares 549755813888 bytes of data and holds 8"):
+        load(path)
+
+
+@pytest.fixture(scope="module")
+def keras_file(tmp_path_factory):
+    import keras
+
+    path = tmp_path_factory.mktemp("keras") / "whole.keras"
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(path)
+    return path
+
+
+OTHERS = {
+    "deep": "[" * 100_000,
+    "empty": "{}",
+    "number": "5",
+    "program": json.dumps({"class_name": "system", "module": "os", "registered_name": None, "config": {}}),
+    "no module": json.dumps({"module": "kerasdef.nope", "class_name": "X", "registered_name": "kerasdef>X"}),
+    "broken": json.dumps({"module": "keras", "class_name": "Sequential", "config": {"layers": 3}}),
+    "layer": json.dumps({"module": "keras.layers", "class_name": "Flatten", "config": {}, "registered_name": None}),
+}
+
+
+@pytest.mark.parametrize("kind", [*MARKS, *OTHERS, "huge", "no weights", "other weights"])
+def test_a_keras_file_that_cannot_be_read_is_named_whatever_keras_says(keras_file, tmp_path, kind):
+    path = tmp_path / "a.keras"
+    path.write_bytes(keras_file.read_bytes())
+    if kind in MARKS:
+        marked(path, *MARKS[kind])
+    elif kind in OTHERS:
+        rewritten(path, **{"config.json": OTHERS[kind]})
+    elif kind == "huge":
+        with zipfile.ZipFile(path) as file:
+            config = file.read("config.json").decode()
+        assert '"units": 2' in config
+        rewritten(path, **{"config.json": config.replace('"units": 2', '"units": 10000000000000')})
+    else:
+        rewritten(path, **{"model.weights.h5": None if kind == "no weights" else b"others"})
+    with pytest.raises(ValueError, match=r"^`model` must be a whole \.keras file\. Received: ") as error:
+        read_keras(path)
+    assert "which is damaged or cannot be read in safe mode: " in one_line(error, path)
+
+
+@pytest.mark.parametrize("notes", ["[" * 100_000, "{", "[1]", '{"run": 5}'])
+def test_notes_of_a_keras_file_that_cannot_be_read_are_named(keras_file, tmp_path, notes):
+    path = tmp_path / "a.keras"
+    path.write_bytes(keras_file.read_bytes())
+    rewritten(path, **{"kerasdef.json": notes})
+    with pytest.raises(ValueError, match="whose notes are damaged: ") as error:
+        facts_of(path)
+    one_line(error, path)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_savedmodel_without_a_graph_is_named(tmp_path, trust):
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^`model` must be a SavedModel that is whole\. Received: ") as error:
+        load_defense(tmp_path, trust=trust)
+    one_line(error, tmp_path)
 
 
 # Files of a report

@@ -693,6 +693,8 @@ BAD = {
     "no epochs": ("pgd", {"epochs": 0}, "`epochs` must be a positive integer"),
     "a batch above n": ("pgd", {"batch_size": 300}, "`batch_size` must be at most the number of training images, 256"),
     "no rate": ("pgd", {"learning_rate": 0.0}, "`learning_rate` must be"),
+    "too few to divide": ("pgd", {"n_train": 11}, "`n_train` must let images .* Received: n_train=11"),
+    "too few held out": ("pgd", {"n_train": None, "valid_size": 1e-9}, "`valid_size` must let images"),
     "all for validation": ("pgd", {"valid_size": 1.0}, "`valid_size` must be a share"),
     "no test images": ("pgd", {"n_test": 0}, "`n_test` must be a positive integer"),
     "a seed below 0": ("pgd", {"seed": -1}, "`seed` must be"),

@@ -268,6 +268,8 @@ class Dataset:
             if checks.positive_int(f"n_{split}", n) > len(y):
                 raise ValueError(f"`n_{split}` must be at most the {len(y)} samples there are. Received: n_{split}={n}")
             index = splits.stratified_choice(y, n, seed)
+            if split == "train" and len(np.unique(y[index])) < 2:
+                raise ValueError(f"`n_train` must leave at least two classes to train on. Received: n_train={n}")
             groups = getattr(self, f"groups_{split}")
             fields |= {
                 f"x_{split}": getattr(self, f"x_{split}")[index],

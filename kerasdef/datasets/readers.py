@@ -13,7 +13,6 @@ import math
 import pickle
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -21,12 +20,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from kerasdef.archives import check_size, check_zip, open_npz, tar_files
+from kerasdef.archives import check_size, check_zip, open_npz, reading, tar_files
 
 Arrays = dict[str, np.ndarray]
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
-_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, zlib.error)  # what wrong content raises
 
 OPTIONAL = ("x_valid", "y_valid", "class_names", "bounds", "groups_train", "groups_valid", "groups_test")
 
@@ -56,16 +54,19 @@ def read_npz(path: Path) -> Arrays:
         ValueError: The file is not an `.npz`, is damaged, unpacks to more than the limit of `kerasdef.archives`, or
             lacks one of the four arrays.
     """
-    try:
-        with open_npz(path) as packed:
-            missing = [key for key in KEYS if key not in packed.files]
-            if missing:
-                raise ValueError(f"missing {', '.join(missing)}; found {', '.join(packed.files) or 'nothing'}")
-            arrays = {key: packed[key] for key in (*KEYS, *OPTIONAL) if key in packed.files}
-            if "tracks_train" in packed.files:
-                arrays.setdefault("groups_train", packed["tracks_train"])
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} must be an .npz file with the arrays {', '.join(KEYS)}. Received: {error}") from error
+    wanted = f"the arrays {', '.join(KEYS)}"
+    with open_npz(path, path, wanted) as packed:
+        names = packed.files
+        arrays = {key: packed[key] for key in (*KEYS, *OPTIONAL, "tracks_train") if key in names}
+    missing = [key for key in KEYS if key not in names]
+    if missing:
+        raise ValueError(
+            f"{path} must be an .npz file with {wanted}. "
+            f"Received: missing {', '.join(missing)}; found {', '.join(names) or 'nothing'}"
+        )
+    if "tracks_train" in arrays:
+        tracks = arrays.pop("tracks_train")
+        arrays.setdefault("groups_train", tracks)
     if ("x_valid" in arrays) != ("y_valid" in arrays):
         raise ValueError(f"{path} must hold both x_valid and y_valid, or neither. Received: one of them")
     return arrays
@@ -82,19 +83,15 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         ValueError: The file is damaged or not an IDX file of bytes.
     """
-    try:
-        with gzip.open(path) as stream:
-            # header: two zero bytes, type 8 (uint8), number of dimensions, then each dimension as big-endian
-            # int32
-            head = stream.read(4)
-            if head[:3] != b"\x00\x00\x08":
-                raise ValueError(f"a file that starts with {head!r}")
-            shape = np.frombuffer(stream.read(4 * head[3]), ">u4", count=head[3]).tolist()
-            check_size(path, math.prod(shape))
-            content = stream.read(math.prod(shape) + 1)
-        return np.frombuffer(content, np.uint8).reshape(shape)
-    except (ValueError, IndexError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} must be a gzipped IDX file of bytes. Received: {error}") from error
+    problem = f"{path} must be a gzipped IDX file of bytes. Received: one that is damaged or of another kind"
+    with reading(problem), gzip.open(path) as stream:
+        # header: two zero bytes, type 8 (uint8), number of dimensions, then each dimension as big-endian int32
+        head = stream.read(4)
+        if head[:3] != b"\x00\x00\x08":
+            raise ValueError(f"it starts with {head!r}")
+        shape = np.frombuffer(stream.read(4 * head[3]), ">u4", count=head[3]).tolist()
+        check_size(path, math.prod(shape))
+        return np.frombuffer(stream.read(math.prod(shape) + 1), np.uint8).reshape(shape)
 
 
 def read_cifar10(path: Path) -> Arrays:
@@ -103,15 +100,14 @@ def read_cifar10(path: Path) -> Arrays:
     Raises:
         ValueError: A batch is missing or damaged.
     """
-    try:
+    problem = f"{path} must hold the CIFAR-10 batches of the Python version. Received: damaged or other ones"
+    with reading(problem):
         if path.is_dir():
             batches = [_cifar_batch((path / name).read_bytes()) for name in CIFAR_BATCHES]
         else:
             with tarfile.open(path) as tar:
                 found = dict(tar_files(tar, path))
                 batches = [_cifar_batch(tar.extractfile(found[f"{CIFAR_FOLDER}/{n}"]).read()) for n in CIFAR_BATCHES]
-    except (*_DAMAGED, EOFError, pickle.UnpicklingError, tarfile.TarError) as error:
-        raise ValueError(f"{path} must hold the CIFAR-10 batches of the Python version. Received: {error}") from error
     train, (x_test, y_test) = batches[:-1], batches[-1]
     return {
         "x_train": np.concatenate([x for x, _ in train]),
@@ -208,14 +204,10 @@ def _crops(archive: zipfile.ZipFile, rows: list[tuple[str, dict[str, str]]]) -> 
 
 
 def _archive(path: Path, read: Callable[[zipfile.ZipFile], object]):
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            check_zip(archive)
-            return read(archive)
-    except (*_DAMAGED, zipfile.BadZipFile, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} must be an official GTSRB archive. Received: {error}") from error
+    problem = f"{path} must be an official GTSRB archive. Received: one that is damaged or of another kind"
+    with reading(problem), zipfile.ZipFile(path) as archive:
+        check_zip(archive)
+        return read(archive)
 
 
 def infer_tracks(y: np.ndarray) -> np.ndarray | None:

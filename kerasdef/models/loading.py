@@ -7,15 +7,11 @@ import json
 import os
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import keras
 
-from kerasdef.archives import check_zip
-
-_DAMAGED = (zipfile.BadZipFile, zlib.error, json.JSONDecodeError, UnicodeDecodeError, RecursionError)
-_DAMAGED += (KeyError, EOFError)
+from kerasdef.archives import check_zip, reading
 
 
 def read_keras(path: str | Path) -> keras.Model:
@@ -27,27 +23,30 @@ def read_keras(path: str | Path) -> keras.Model:
         path: A file ending in .keras.
 
     Raises:
-        ValueError: There is no such file, or it holds layers that are not known; import the module that registers
-            them first.
+        ValueError: There is no such file, it is damaged or holds no model, or it holds layers that are not known;
+            import the module that registers them first.
         OSError: Keras has no room to unpack the weights.
     """
     path = Path(path)
     if path.suffix != ".keras" or not path.is_file():
         raise ValueError(f"`model` must be a .keras file. Received: model={str(path)!r}")
-    try:
+    received = f"Received: model={str(path)!r}, which is damaged or cannot be read in safe mode"
+    with reading(f"`model` must be a whole .keras file. {received}"):
         with zipfile.ZipFile(path) as file:
             check_zip(file)
             config = json.loads(file.read("config.json"))
             broken = file.testzip()
-    except _DAMAGED as error:
-        raise ValueError(
-            f"`model` must be a whole .keras file. Received: model={str(path)!r}, which is damaged ({error})"
-        ) from error
-    if broken is not None:
-        raise ValueError(
-            f"`model` must be a whole .keras file. Received: model={str(path)!r}, which is damaged (in {broken})"
-        )
-    register(config)
+        if broken is not None:
+            raise ValueError(f"the bytes of {broken} are others than were written")
+        register(config)
+        model = _unpacked(path)
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"it holds a {type(model).__name__}, which is no model")
+    return model
+
+
+def _unpacked(path: Path) -> keras.Model:
+    """What Keras reads, which unpacks the weights into a temporary folder."""
     try:
         return keras.saving.load_model(path, safe_mode=True)
     except OSError as error:

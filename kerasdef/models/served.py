@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import checks
-from kerasdef.archives import check_zip
+from kerasdef.archives import check_zip, reading
 from kerasdef.models.vetting import file_operations
 
 GRAPH = "saved_model.pb"
@@ -42,9 +42,11 @@ def vet(path: str | Path) -> None:
     try:
         found = tf.__internal__.saved_model.parse_saved_model(str(path))  # what `tf.saved_model.load` does first
     except OSError:
+        found = None
+    if found is None or not found.meta_graphs:  # an empty file is a SavedModel without graphs
         raise ValueError(
             f"`model` must be a SavedModel that is whole. Received: {str(Path(path) / GRAPH)!r}, which cannot be read"
-        ) from None
+        )
     refused = file_operations(found, op_def_registry.get)
     if refused:
         more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
@@ -84,7 +86,9 @@ class Served:
         if not trust:
             vet(path)
         facts = _checked_facts(path)
-        self._model = tf.saved_model.load(str(path))  # lives as long as its signature is used
+        received = f"Received: {str(path)!r}, which is damaged or of another kind"
+        with reading(f"`model` must be a SavedModel that is whole. {received}"):
+            self._model = tf.saved_model.load(str(path))  # lives as long as its signature is used
         if "serving_default" not in self._model.signatures:
             raise ValueError(
                 "The SavedModel must have a signature `serving_default`. "
@@ -151,7 +155,7 @@ def facts_of(path: str | Path) -> dict:
         ValueError: There are notes, and they are none of `export`.
     """
     path = Path(path)
-    try:
+    with reading(f"`model` must have notes that can be read. Received: {str(path)!r}, whose notes are damaged"):
         if path.suffix == ".keras" and path.is_file():
             with zipfile.ZipFile(path) as file:
                 check_zip(file)
@@ -159,10 +163,8 @@ def facts_of(path: str | Path) -> dict:
         else:
             file = path / FACTS
             facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict):
-        raise ValueError(f"`model` must have notes that can be read. Received: {str(path)!r}, whose notes are no JSON")
+        if not isinstance(facts, dict) or not isinstance(facts.get("run"), dict | None):
+            raise ValueError("they, and those of the run among them, must be JSON objects")
     return facts
 
 

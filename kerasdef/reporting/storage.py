@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from kerasdef.texts import cell
 
 SCHEMA = 2
 _DAMAGED = (LookupError, TypeError, AttributeError, RecursionError)
-_DAMAGED += (json.JSONDecodeError, UnicodeDecodeError, BadZipFile)
+_DAMAGED += (json.JSONDecodeError, UnicodeDecodeError)
 _KEPT = ("classes", "main", "hidden", "bounds", "reject", "rejecting", "class_names", "settings", "seed", "dataset")
 _KEPT += ("history", "notes", "flags", "phases", "costs", "versions", "machine")
 
@@ -91,7 +90,7 @@ def _read(folder: Path, record: dict) -> dict:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != record["outcomes"]["sha256"]:
         raise ValueError("`folder` must hold the outcomes.npz that belongs to report.json. Received: another one")
-    with open_npz(io.BytesIO(data)) as arrays:
+    with open_npz(io.BytesIO(data), path) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     outcomes = []
     for i, head in enumerate(record["outcomes"]["list"]):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import struct
 import warnings
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,8 +15,7 @@ from kerasdef.files import naming, write_whole
 from kerasdef.identity import digest
 
 _META, _SEAL = "meta", "seal"
-_BROKEN = (ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError)
-_BROKEN += (zipfile.BadZipFile, zlib.error, struct.error)
+_BROKEN = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 Piece = tuple[dict[str, np.ndarray], dict]
 
@@ -51,7 +47,7 @@ def read_piece(path: Path, *, of: str = "") -> Piece:
         OSError: It could not be read.
     """
     try:
-        with naming(path), open_npz(path) as file:
+        with naming(path), open_npz(path, path) as file:
             arrays = {name: file[name] for name in file.files}
         text, seal = str(arrays.pop(_META)), json.loads(str(arrays.pop(_SEAL)))
         whole = seal["digest"] == digest(arrays, text)

@@ -79,6 +79,11 @@ def attacked(name: str, attack: Callable, target: keras.Model, x, y, rows, *, se
     """The images that an attack makes of those `rows` of (x, y) that the target gets right; rows may repeat."""
     right = models.predict_logits(target, x).argmax(axis=1) == y
     chosen = rows[right[rows]]
+    if not len(chosen):
+        raise ValueError(
+            f"The target must get some of the images right that {name!r} attacks. "
+            f"Received: accuracy=0 on {len(rows)} images"
+        )
     x_adv = attack(target, x[chosen], y[chosen], seed=seed, progress=show)
     if x_adv.shape != x[chosen].shape:
         raise ValueError(

@@ -45,7 +45,8 @@ def _attacks(name: str, value) -> tuple[str, ...] | dict[str, Callable]:
 def _members(name: str, value) -> tuple:
     """Return one or more networks."""
     value = (value,) if isinstance(value, str) or callable(value) else value
-    if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
+    good = isinstance(value, Sequence) and not isinstance(value, bytes) and len(value) > 0
+    if not good or not all(isinstance(member, str) or callable(member) for member in value):
         raise ValueError(f"`{name}` must be one or more networks. Received: {name}={value!r}")
     return tuple(value)
 

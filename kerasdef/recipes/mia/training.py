@@ -65,6 +65,7 @@ def train(data: str | Dataset | tuple | Path = MIASettings.data, **settings) -> 
     attacks = s.attacks if isinstance(s.attacks, Mapping) else {name: default_attack(name, size) for name in s.attacks}
     dataset = dataset.resplit(s.test_size, seed=s.seed).with_validation(s.valid_size, seed=s.seed)
     s = s.on(dataset.n_train)
+    _check_sizes(s, dataset, 1 if s.per_attack else len(attacks))
     builders = {"target": _builder("target", s.target)}
     builders |= {f"eat{i}": _builder("members", member) for i, member in enumerate(s.members, 1)}
     run = _Run(dataset, whole, dict(attacks), s, builders, list(s.callbacks), s.progress)
@@ -79,6 +80,20 @@ def train(data: str | Dataset | tuple | Path = MIASettings.data, **settings) -> 
         pieces.times |= part.times
     report = joint_report(dataset, parts, settings=run.record(), seed=s.seed, phases=pieces.seconds)
     return MIAEach(parts, report).write(s.out)
+
+
+def _check_sizes(s: MIASettings, dataset: Dataset, attacks: int) -> None:
+    """Raise where a setting is too small for the data: nothing would be left to train on or to judge on."""
+    if adversarial_count(dataset.n_train, s.shares[0]) < attacks:
+        raise ValueError(
+            "`shares` must each give at least one image of every attack beside the clean training images. "
+            f"Received: shares={s.shares} for {dataset.n_train} training images and {attacks} attacks"
+        )
+    found = len(np.unique(dataset.y_test))
+    if s.limit < found:
+        raise ValueError(
+            f"`limit` must be at least the number of classes among the test images, {found}. Received: limit={s.limit}"
+        )
 
 
 def _builder(name: str, network: str | Callable) -> Callable:

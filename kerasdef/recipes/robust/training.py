@@ -77,10 +77,7 @@ def train(method: str, data: str | Path | Dataset | tuple = RobustSettings.data,
     if s.model is None:
         s = dataclasses.replace(s, eps=None if s.eps is None else s.eps / (high - low))
         dataset, (low, high) = dataset.rescaled((0.0, 1.0)), (0.0, 1.0)
-    if s.n_train is not None:
-        dataset = dataset.subset(n_train=s.n_train, seed=s.seed)
-    if not dataset.n_valid:
-        dataset = dataset.with_validation(s.valid_size, seed=s.seed)
+    dataset = _divided(dataset, s)
     s = s.on(dataset.name, dataset.n_train, high - low, spec.own.usual_epochs)
     if s.augment and len(dataset.input_shape) != 3:
         raise ValueError(f"`augment` is for images. Received: samples of shape {dataset.input_shape}")
@@ -98,6 +95,21 @@ def train(method: str, data: str | Path | Dataset | tuple = RobustSettings.data,
         run.s = dataclasses.replace(s, average=False)
     pieces = Store(s.out, run.record(model), judging=JUDGING)
     return run.train(model, pieces, s.out)
+
+
+def _divided(dataset: Dataset, s: RobustSettings) -> Dataset:
+    """The training images that are used, and those of them that are held out."""
+    used = dataset if s.n_train is None else dataset.subset(n_train=s.n_train, seed=s.seed)
+    if used.n_valid:
+        return used
+    try:
+        return used.with_validation(s.valid_size, seed=s.seed)
+    except ValueError as error:
+        name = "valid_size" if s.n_train is None else "n_train"
+        raise ValueError(
+            f"`{name}` must let images of every class be held out and others be trained on. "
+            f"Received: {name}={getattr(s, name)!r}. {error}"
+        ) from error
 
 
 class _Run:
