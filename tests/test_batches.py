@@ -177,3 +177,14 @@ def test_shifted_images_are_windows_of_the_padded_ones_half_of_them_flipped():
         flips += turned
     assert 70 < flips < 130  # of 200, a chance of a half
     np.testing.assert_array_equal(mixture[0][0], found)  # the same draws for the same epoch and batch
+
+
+def test_parts_without_a_label_for_each_sample_or_of_two_shapes_are_refused():
+    (x, y), *_ = numbered(4)
+    for parts in ([(x, y[:3])], [(x, -y - 1)], [(x, np.full(4, np.nan))]):
+        with pytest.raises(ValueError, match="`parts` must"):
+            Mixture(parts, batch_size=2, seed=0)
+    with pytest.raises(ValueError, match="samples of one shape"):
+        Mixture([(x, y), (np.repeat(x, 2, axis=1), y)], batch_size=2, seed=0)
+    with pytest.raises(ValueError, match="`share` must be"):
+        adversarial_count(5, 1.0)

@@ -320,3 +320,19 @@ def test_the_command_as_a_process_says_one_line_and_ends_with_status_2(tmp_path)
     assert done.stdout == ""
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("attack", "m.keras", "--eps"), "--eps"),
+        (("train", "fast", "--out"), "--out"),
+        (("attack", "m.keras", "--eps", "1e400"), "`eps` must be a number or a fraction, such as 8/255"),
+        (("attack", "m.keras", "--eps", "8/0"), "`eps` must be a number or a fraction, such as 8/255"),
+        (("attack", "m.keras", "--eps", "0.1", "--set", "steps=" + "-" * 20_000), "m.keras"),
+        (("train", "fast", "--set", "callbacks=[1]"), "`--set` is for the settings of the method. Received: callbacks"),
+        (("attack", "s\udcff.keras"), "What is typed must be text in UTF-8"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(refused, words, text):
+    assert text in refused(*words)

@@ -174,3 +174,13 @@ def test_the_state_of_an_attack_is_kept_while_it_runs(net, data, tmp_path, monke
     evaluate(RejectClass(net), data, plan, Store(tmp_path / "run", {}), progress=False)
     assert written
     assert all(path.is_relative_to(tmp_path / "run" / "unfinished") for path in written)
+
+
+def test_images_that_are_not_there_are_refused_before_work(net, data):
+    beyond = Images(data.x_test[:2], np.array([0, 40]))
+    for plan in (Plan("m", [40]), Plan("m", [0, 1], adaptive={"mine": beyond})):
+        with pytest.raises(ValueError, match="`plan` must name some of the 40 test images"):
+            evaluate(RejectClass(net), data, plan, progress=False)
+    for wrong in ({"count": -1}, {"within": -1.0}, {"seed": -1}, {"batch_size": 0}, {"access": "all"}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+            Planned(FGSM(), **wrong)

@@ -286,3 +286,25 @@ def test_a_loss_that_gives_no_floating_point_tensor_is_refused(attack, loss, giv
     model, x, y = plain
     with pytest.raises(ValueError, match=rf"`loss` must be a function .* which gives .*{given}"):
         attack(loss)(model, np.repeat(x, 2, axis=0)[:8], np.repeat(y, 2)[:8])
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [([np.nan, 0, 0], -1), ([np.inf, 0, 0], -1), ([0, 2, 0], 1)],
+)
+def test_a_callable_decides_only_where_its_answer_is_finite_and_gets_a_copy(answer, label):
+    def answers(images):
+        images[:] = 0.5
+        return np.tile(np.float32(answer), (len(images), 1))
+
+    x = np.full((4, 2, 2, 1), 0.25, dtype="float32")
+    decision = as_defense(answers).decide(x)
+    assert decision.label.tolist() == [label] * 4
+    assert np.isfinite(decision.probabilities).all()
+    assert np.all(x == 0.25)
+
+
+@pytest.mark.parametrize("answer", [np.zeros((1, 3)), np.zeros((4, 3, 1, 1)), np.array("abc")])
+def test_a_callable_that_answers_for_another_number_of_images_is_refused(answer):
+    with pytest.raises(ValueError, match=r"`model` must return logits .* of 4 images"):
+        as_defense(lambda images: answer).decide(np.zeros((4, 2, 2, 1), dtype="float32"))

@@ -246,9 +246,7 @@ def test_a_model_that_cannot_be_traced_is_refused_with_the_reason():
     def numpy_inside(z):
         raise NotImplementedError("Cannot convert a symbolic tensor\nto a number")
 
-    with pytest.raises(
-        ValueError, match=r"must be traceable: .* NotImplementedError: Cannot convert a symbolic tensor"
-    ):
+    with pytest.raises(ValueError, match=r"must be traceable: .* NotImplementedError: Cannot convert"):
         PGD(eps=0.1, steps=1)(Rewritten(numpy_inside), X, np.zeros(6, "int64"))
     with pytest.raises(ValueError, match="must be traceable"):
         Victim.of(Rewritten(lambda z: ops.convert_to_tensor(np.asarray(z))), shape=(2, 2, 1))

@@ -49,6 +49,9 @@ def _options(
 
 def main() -> None:
     """Run the command; a wrong value, or a disk that does not take a file, is one line on stderr and exit status 2."""
+    for word in sys.argv[1:]:
+        if not _is_text(word):
+            _refuse(f"What is typed must be text in UTF-8. Received: {word!r}")
     try:
         status = app(standalone_mode=False)
     except _Typed as error:
@@ -63,6 +66,15 @@ def main() -> None:
     sys.exit(status or 0)
 
 
+def _is_text(word: str) -> bool:
+    """Whether what was typed can be written into a report; the name of a file may be any bytes."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _refuse(text: str) -> NoReturn:
     print(f"Error: {shown(' '.join(text.split()))}", file=sys.stderr)
     sys.exit(2)
@@ -71,7 +83,7 @@ def _refuse(text: str) -> NoReturn:
 def _said(error) -> str:
     """What typer found, in the words of other errors."""
     option = getattr(error, "option_name", None)
-    if option is None:
+    if option is None or not hasattr(error, "possibilities"):
         return error.format_message()
     near = difflib.get_close_matches(option, error.possibilities or (), n=1, cutoff=0.7)
     return f"No such option: {option}." + (f" Did you mean {near[0]!r}?" if near else "")

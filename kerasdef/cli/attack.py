@@ -17,7 +17,7 @@ def _run(settings: dict[str, Any]) -> None:
 
     if is_saved_model(settings["model"]):
         if not settings["trust"]:
-            vet(settings["model"])
+            vet(settings["model"])  # before the note, so that what is refused is one line
         print("Note: a SavedModel is a program. Its operations run on this machine.", file=sys.stderr)
     found = attack(**settings)
     print(found.text())

@@ -28,12 +28,14 @@ def command(cls: type[Settings], run: Callable[[dict[str, Any]], None], *, doc: 
         own: A second class, whose settings are given with `--set`.
     """
 
+    hidden = {f.name for c in (cls, own) if c is not None for f in fields(c) if info(f).option is None}
+
     def function(**typed) -> None:
         given = _given(cls, typed)
         if own is not None:
             extra = _assigned(typed.get(_parameter(SET)))
             for name in extra:
-                if name in given or name in ("method", "data"):
+                if name in given or name in hidden or name in ("method", "data"):
                     raise ValueError(f"`--set` is for the settings of the method. Received: {name}")
             given |= extra
         run(given)
@@ -145,6 +147,6 @@ def _assigned(texts: Sequence[str] | None) -> dict[str, Any]:
             raise ValueError(f"`{name}` must be given once. Received: {text!r} after {name}={found[name]!r}")
         try:
             found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[name] = value  # a word
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            found[name] = value  # a word, or more than Python reads
     return found

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from kerasdef import texts
+
 _NVIDIA = Path("/dev/nvidiactl")  # there where a driver is loaded
 
 
@@ -30,7 +32,7 @@ def print_paths(files: Mapping[str, Path]) -> None:
     shown = {k: v for k, v in files.items() if not k.startswith("figures/")}
     width = max([12, *map(len, shown)])
     for name, path in shown.items():
-        print(f"{name:>{width}}  {path}")
+        print(f"{name:>{width}}  {texts.shown(str(path))}")
 
 
 @contextlib.contextmanager

@@ -17,8 +17,12 @@ def adversarial_count(clean: int, share: float) -> int:
 
     Args:
         clean: Number of clean samples.
-        share: Share of the adversarial samples in all samples, in (0, 1).
+        share: Share of the adversarial samples in all samples, in [0, 1).
     """
+    checks.non_negative_int("clean", clean)
+    checks.real("share", share, low=0.0, high=1.0)
+    if share == 1:
+        raise ValueError(f"`share` must be below 1. Received: share={share!r}")
     return round(clean * share / (1 - share))
 
 
@@ -54,7 +58,10 @@ class Mixture(keras.utils.PyDataset):
         shift: int = 0,
     ):
         super().__init__()
-        self.parts = [(x, np.asarray(y, dtype="int32")) for x, y in parts if len(x)]
+        self.parts = [(x, checks.labels("parts", y, n=len(x)).astype("int32")) for x, y in parts if len(x)]
+        if len({x.shape[1:] for x, _ in self.parts}) > 1:
+            shapes = [x.shape for x, _ in self.parts]
+            raise ValueError(f"`parts` must hold samples of one shape. Received: shapes={shapes}")
         self.starts = np.cumsum([0] + [len(x) for x, _ in self.parts])
         self.rows = np.arange(self.starts[-1]) if rows is None else np.asarray(rows)
         self.batch_size = checks.positive_int("batch_size", batch_size)

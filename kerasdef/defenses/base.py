@@ -330,9 +330,23 @@ class Outputs:
         if hasattr(self.function, "answer"):
             found = self.function.answer(x)
             return found["label"], found["probabilities"]
-        found = np.asarray(self.function(x))
-        if found.ndim == 1:
+        found = np.asarray(self.function(np.array(x)))  # a copy: it may write into it
+        if found.ndim == 1 and len(found) == len(x):
             return checks.labels("model(x)", found, n=len(x)), None
+        if found.ndim != 2 or len(found) != len(x) or found.dtype.kind not in "biuf":
+            raise ValueError(
+                f"`model` must return logits (n, classes) or labels (n,) of {len(x)} images. "
+                f"Received: shape={found.shape}, dtype={found.dtype}"
+            )
+        whole = np.isfinite(found).all(axis=1, keepdims=True)
+        if not whole.all():  # no answer: no label, and equal probabilities
+            label, shares = self._answered(np.where(whole, found, 0))
+            return np.where(whole[:, 0], label, checks.NOBODY), np.where(whole, shares, 1 / found.shape[1])
+        return self._answered(found)
+
+    @staticmethod
+    def _answered(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and probabilities of logits or probabilities."""
         shares = (found >= 0).all() and np.allclose(found.sum(axis=1), 1.0, atol=1e-3)  # 1e-3: float16
         tensor = ops.convert_to_tensor(found.astype("float32"))
         return found.argmax(axis=1), found if shares else ops.convert_to_numpy(ops.softmax(tensor, axis=-1))

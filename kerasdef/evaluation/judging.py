@@ -72,6 +72,9 @@ def evaluate(
     """
     if not isinstance(defense, Defense | Outputs):
         defense = as_defense(defense, bounds=input_bounds(defense) or data.bounds)
+    indices = [plan.rows, *(i.index for c in COLUMNS for i in plan.of(c).values() if isinstance(i, Images))]
+    if max(int(np.max(index, initial=0)) for index in indices) >= data.n_test:
+        raise ValueError(f"`plan` must name some of the {data.n_test} test images. Received: plan={plan!r}")
     store = Store(None, {}) if store is None else store
     x, y = data.x_test[plan.rows], data.y_test[plan.rows]
     found = Evaluation()

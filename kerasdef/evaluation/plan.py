@@ -10,7 +10,7 @@ import numpy as np
 
 from kerasdef import checks
 from kerasdef.annotations import check, check_fields
-from kerasdef.evaluation.outcomes import CLEAN, COLUMNS, POOLED
+from kerasdef.evaluation.outcomes import ACCESS, CLEAN, COLUMNS, POOLED
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,14 @@ class Planned:
 
     def __post_init__(self):
         check_fields(self)
+        checks.non_negative_int("seed", self.seed)
+        for name in ("batch_size", "count"):
+            if getattr(self, name) is not None:
+                checks.positive_int(name, getattr(self, name))
+        if self.within is not None:
+            checks.real("within", self.within, low=0.0)
+        if self.access is not None:
+            checks.one_of("access", self.access, ACCESS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kerasdef.annotations import checked
 from kerasdef.attacks import Attack, by_name
@@ -32,7 +33,7 @@ from kerasdef.reporting.words import distance, label
 from kerasdef.runs import places
 from kerasdef.runs.store import Store
 from kerasdef.settings import takes
-from kerasdef.texts import cell
+from kerasdef.texts import cell, shown
 
 _SHOWN = 8  # adversarial images in the report
 
@@ -83,19 +84,20 @@ class AttackRun:
         """The table for a terminal, with intervals and what makes the result doubtful."""
         n, rejects = len(self.result.success), self.report.rejects(self.report.main) is not None
         console = Console(width=110, record=True, file=io.StringIO())
-        shown = Table(title=f"{self.report.main} on {n:,} test images of {self.report.dataset}")
+        title = f"{self.report.main} on {n:,} test images of {self.report.dataset}"
+        table = Table(title=Text(shown(title)))
         shares = ["robust_accuracy", *["not_fooled"] * rejects]
         heads = ["attack", "attacked", "broken", *[label(name) for name in shares], "median broken at", "seconds"]
         for head in heads:
-            shown.add_column(head, justify="left" if head == "attack" else "right")
+            table.add_column(head, justify="left" if head == "attack" else "right")
         for row in self.table().to_dict("records"):
             cells = [_share(row[name], n) for name in shares]
             counts = f"{row['attacked']:,}", f"{row['broken']:,}"
-            shown.add_row(row["attack"], *counts, *cells, distance(row), f"{row['seconds']:.1f}")
+            table.add_row(Text(shown(row["attack"])), *counts, *cells, distance(row), f"{row['seconds']:.1f}")
         console.print(f"{label('clean_accuracy').capitalize()}: {_share(self.clean_accuracy, n)}, 95 % intervals.")
-        console.print(shown)
+        console.print(table)
         for flag in self.report.flags:
-            console.print(f"Warning: {flag}")
+            console.print(Text(shown(f"Warning: {flag}")))
         return console.export_text().rstrip()
 
 
@@ -191,22 +193,24 @@ def _report(found: Evaluation, chosen, name, loaded: Loaded, dataset: Dataset, r
     result = found.results["adaptive", name]
     rejects = loaded.defense.reject is not None
     labels = found.outcomes[-1].predicted
-    beyond = max(int(o.predicted.max()) for o in found.outcomes) >= dataset.classes
-    shown = np.flatnonzero(result.broken_by >= 0)[:_SHOWN]
+    # a few images may not have all the classes of the model
+    names = (*dataset.class_names, *map(str, range(dataset.classes, loaded.defense.classes or 0)))
+    beyond = max(int(o.predicted.max()) for o in found.outcomes) >= len(names)
+    few = np.flatnonzero(result.broken_by >= 0)[:_SHOWN]
     examples = None
-    if len(shown) and len(dataset.input_shape) == 3:
+    if len(few) and len(dataset.input_shape) == 3:
         examples = {
-            "images": dataset.x_test[rows[shown]],
-            "attacks": {name: result.x_adv[shown]},
-            "labels": dataset.y_test[rows[shown]],
-            "predicted": {name: labels[shown]},
+            "images": dataset.x_test[rows[few]],
+            "attacks": {name: result.x_adv[few]},
+            "labels": dataset.y_test[rows[few]],
+            "predicted": {name: labels[few]},
         }
     return Report(
         found.outcomes,
-        classes=dataset.classes,
-        reject=dataset.classes if rejects or beyond else None,  # the label is there, whether it rejects or not
+        classes=len(names),
+        reject=len(names) if rejects or beyond else None,  # the label is there, whether it rejects or not
         rejecting=[loaded.name] if rejects else [],
-        class_names=dataset.class_names,
+        class_names=names,
         bounds=dataset.bounds,
         settings={
             "attack": identity(chosen, "attack", strict=False),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,17 @@ def sequence(name: str, value) -> tuple:
     return tuple(value)
 
 
+def _callbacks(name: str, value) -> tuple:
+    """Return a list of Keras callbacks as a tuple."""
+    import keras  # help needs the fields, and no Keras
+
+    value = sequence(name, value)
+    for one in value:
+        if not isinstance(one, keras.callbacks.Callback):
+            raise ValueError(f"`{name}` must be a list of keras.callbacks.Callback. Received: {annotations.shown(one)}")
+    return value
+
+
 def _finished(name: str, value) -> Path:
     """Return the folder of a finished run."""
     if not (Path(value) / "report.json").is_file():
@@ -54,7 +64,11 @@ def _finished(name: str, value) -> Path:
 def fraction(name: str, text: str) -> float:
     """A number or a fraction, such as 8/255."""
     try:
-        return float(Fraction(text))
+        above, slash, below = text.partition("/")
+        value = float(above) / float(below if slash else 1)
+        if not math.isfinite(value):
+            raise ValueError
+        return value
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"`{name}` must be a number or a fraction, such as 8/255. Received: {text!r}") from None
 
@@ -89,7 +103,7 @@ def dataset(python: str) -> Any:
 
 def callbacks() -> Any:
     """The field for Keras callbacks."""
-    return setting((), option=None, record=False, check=sequence, help="Keras callbacks, passed to every `fit`.")
+    return setting((), option=None, record=False, check=_callbacks, help="Keras callbacks, passed to every `fit`.")
 
 
 def learning_rate(falls: bool = True) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import checks
-from kerasdef.annotations import check_fields
+from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks import StepAttack
 
 
@@ -45,11 +45,13 @@ class Radius:
         object.__setattr__(self, "points", points)
 
     @classmethod
+    @checked
     def ramp(cls, eps: float, batches: int) -> Radius:
         """From 0 to eps over the first batches; 0 batches: eps from the start."""
         return cls(((0, 0.0), (batches, eps)) if batches else ((0, eps),))
 
     @classmethod
+    @checked
     def stages(cls, radii: Sequence[float], batches: Sequence[int]) -> Radius:
         """One radius for each stage, each for its number of batches; the last one stays."""
         if len(radii) != len(batches) or not len(radii):
@@ -62,6 +64,7 @@ class Radius:
         return cls(tuple((float(t), float(r)) for t, r in points))
 
     @classmethod
+    @checked
     def geometric(cls, first: float, last: float, stages: int, batches: int) -> Radius:
         """Stages of equal length whose radii grow by the same factor, from `first` to `last`."""
         checks.real("first", first, low=0.0, open_low=True)
