@@ -29,8 +29,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     Several processes may write the same path at once; the last one to finish wins.
 
     Args:
-        path: What to write; its folder is made where it does not exist, and what is there is replaced. A link stays
-            one, and what it leads to is replaced.
+        path: What to write; its folder is made where it does not exist, and what is there is replaced, a folder by a
+            folder only. A link stays one, and what it leads to is replaced.
         write: Writes to the path that it is given, which ends in the same suffix. If it raises, nothing is left.
 
     Returns:
@@ -87,11 +87,14 @@ def is_part(path: Path) -> bool:
 
 
 def _put(part: Path, path: Path) -> None:
-    """Move what was written into place; a folder is not replaced by a rename."""
+    """Move what was written into place; a folder is replaced by a folder only, and not by a rename."""
     for left in reversed(range(_TRIES)):
         old = part.with_name(f"{part.name}.old")
         try:
             if path.is_dir():
+                if not part.is_dir():
+                    what = "There is a folder, which no file replaces: move it elsewhere"
+                    raise IsADirectoryError(errno.EISDIR, what, str(path))
                 os.replace(path, old)
             os.replace(part, path)
             return

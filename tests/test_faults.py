@@ -21,8 +21,10 @@ from keras import layers
 from kerasdef import models
 from kerasdef.attacks import APGD, FAB, PGD, HopSkipJump, Restarts, Square, sequence
 from kerasdef.evaluation import Outcome
-from kerasdef.files import write_text, write_whole
+from kerasdef.files import is_part, remove, write_text, write_whole
 from kerasdef.models.export import export, export_run
+from kerasdef.models.loading import read_keras
+from kerasdef.models.served import FACTS, facts_of
 from kerasdef.recipes.attack import attack as run_attack
 from kerasdef.reporting import Report
 from kerasdef.runs import keeping
@@ -135,6 +137,39 @@ def test_a_report_takes_the_place_of_its_own_only(finished, tmp_path):
         one.save(tmp_path / "b" / "report.csv")
     assert contents(tmp_path) == before
     Report.load(run).save(run)
+
+
+def test_a_folder_of_the_users_in_the_place_of_a_file_stays(tmp_path):
+    one = report({"seed": 0})
+    for name in ("report.html", "outcomes.npz", "run.json", "pieces/a.npz", "model.keras"):
+        run = tmp_path / name.replace("/", "_")
+        one.save(run)
+        write_text(run / RUN, '{"seed": 0}')
+        folder_of(run)
+        remove(run / name)
+        (run / name).mkdir()
+        (run / name / "precious").write_text("words")
+        with pytest.raises(ValueError, match=f"{run / name} must be a file: move the folder"):
+            folder_of(run)
+        if name.startswith(("report", "outcomes")):
+            with pytest.raises(ValueError, match=f"{run / name} must be a file: move the folder"):
+                one.save(run)
+        with pytest.raises(IsADirectoryError, match=f"which no file replaces: move it elsewhere: '{run / name}'"):
+            write_text(run / name, "other")
+        assert contents(run / name) == {"precious": b"words"}
+        assert not [p for p in run.rglob("*") if is_part(p)]
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    for name in ("pieces", "figures", "saved_model"):
+        run = tmp_path / name
+        folder_of(run)
+        remove(run / name)
+        (run / name).write_text("words")
+        with pytest.raises(ValueError, match=f"{run / name} must be a folder: move the file"):
+            folder_of(run)
+    with pytest.raises(ValueError, match=f"{tmp_path / 'figures' / 'figures'} must be a folder: move the file"):
+        report({}).save(tmp_path / "figures")
 
 
 # -- two processes ---------------------------------------------------------------------------------
@@ -282,6 +317,31 @@ def test_a_model_beside_a_damaged_record_is_refused_by_name(tmp_path, refused):
     (tmp_path / RUN).write_text("")
     said = refused("attack", tmp_path / "m.keras", "--attack", "fgsm", "--eps", "0.1")
     assert str(tmp_path / RUN) in said
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty"])
+def test_a_damaged_export_in_its_run_is_made_again_and_elsewhere_it_stays(tmp_path, kind):
+    formats = {"model.keras": "keras"} | ({"saved_model": "saved_model"} if TENSORFLOW else {})
+    run, facts = tmp_path / "run", {"run": {"seed": 0}}
+    store = Store(run, {"seed": 0})
+    for name, to in formats.items():
+        for place in (run / name, tmp_path / name):
+            export(linear(), place, to=to, facts=facts)
+            damaged = place if to == "keras" else place / FACTS
+            damaged.write_bytes(DAMAGE[kind](damaged.read_bytes()))
+        with pytest.warns(UserWarning, match=f"{run / name} is damaged: it is made again"):
+            export(linear(), run / name, to=to, facts=facts)
+        assert facts_of(run / name)["run"] == facts["run"]
+        before = contents(tmp_path)
+        with pytest.raises(ValueError, match="is damaged, or was not exported by kerasdef"):
+            export(linear(), tmp_path / name, to=to, facts=facts)
+        assert contents(tmp_path) == before
+    (run / "notes.keras").write_text("words")
+    linear().save(run / "mia.keras")
+    for name in ("notes.keras", "mia.keras"):  # of the user's
+        with pytest.raises(ValueError, match="was not exported by kerasdef"):
+            export(linear(), run / name, to="keras", facts=facts)
+    del store
 
 
 # -- training, killed within an epoch --------------------------------------------------------------
@@ -498,6 +558,12 @@ def test_an_export_that_does_not_fit_names_the_path_and_leaves_what_was_there(tm
     with full(3000), pytest.raises(OSError, match=rf"could not be written: '{path}'"):
         export(linear(), path, to=to)
     assert contents(tmp_path) == before
+
+
+def test_a_model_whose_weights_cannot_be_unpacked_is_named(tmp_path):
+    export(linear(), tmp_path / "m.keras", to="keras", facts={"run": {}})
+    with full(3000), pytest.raises(OSError, match=rf"File too large, so its weights .*: '{tmp_path}/m\.keras'"):
+        read_keras(tmp_path / "m.keras")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts a file system")

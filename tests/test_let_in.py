@@ -17,10 +17,11 @@ from PIL import Image
 from kerasdef import archives
 from kerasdef.datasets import load, readers
 from kerasdef.evaluation import Outcome
-from kerasdef.models.export import facts_of
+from kerasdef.models.export import facts_of, run_of
 from kerasdef.models.loading import read_keras
 from kerasdef.reporting import Report, Section
 from kerasdef.runs.pieces import read_piece
+from kerasdef.runs.store import Store
 from kerasdef.texts import cell, shown
 
 # By package: the first version without the holes, and the advisories that say so.
@@ -245,6 +246,82 @@ def test_nothing_is_written_through_a_link_to_another_folder(tmp_path):
     with pytest.raises(ValueError, match="'figures', which leads out"):
         report().save(tmp_path / "run")
     assert list((tmp_path / "elsewhere").iterdir()) == [mine]
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.csv", "report.json", "outcomes.npz", "figures/accuracy.png"])
+def test_no_file_of_a_report_is_written_through_a_link_that_leads_out(saved, name):
+    again = Report.load(saved)
+    precious = saved.parent / "precious.txt"
+    precious.write_text("mine")
+    (saved / name).unlink(missing_ok=True)
+    (saved / name).symlink_to(precious)
+    before = {p: p.read_bytes() for p in saved.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=rf"must lie in its folder\. Received: '{name}', which leads out"):
+        again.save(saved)
+    assert {p: p.read_bytes() for p in saved.rglob("*") if p.is_file()} == before
+
+
+def test_a_link_of_a_run_that_leads_out_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious.txt").write_text("mine")
+    names = ["run.lock", "report.html", "model.keras", "pieces", "unfinished", "saved_model", "pieces/a.npz"]
+    for i, name in enumerate(names):
+        run = tmp_path / f"run{i}"
+        Store(run, {}).get("b", lambda: ({}, {}), phase="p")
+        if name == "pieces":
+            (run / "pieces").rename(run / "mine")
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(tmp_path / ("precious.txt" if "." in name else "precious"))
+        with pytest.raises(ValueError, match=f"A file of a run must lie in its folder.*'{name}', which leads out"):
+            Store(run, {})
+    (tmp_path / "run0" / "run.lock").unlink()
+    (tmp_path / "run0" / "report.csv").symlink_to("report.csv")
+    with pytest.raises(ValueError, match="must lie in its folder"):
+        Store(tmp_path / "run0", {})
+    (tmp_path / "run0" / "report.csv").unlink()
+    (tmp_path / "run0" / "notes").symlink_to(tmp_path / "precious")  # a link of the user's that no file of ours meets
+    Store(tmp_path / "run0", {})
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+    assert not list((tmp_path / "precious").iterdir())
+
+
+def test_the_files_of_an_attack_are_not_written_through_links_that_lead_out(tmp_path, refused):
+    out = tmp_path / "out"
+    (out / "state").mkdir(parents=True)
+    (out / "state" / "run.json").write_text("{}")
+    (tmp_path / "precious.txt").write_text("mine")
+    (out / "attack.csv").symlink_to(tmp_path / "precious.txt")
+    said = refused("attack", tmp_path / "m.keras", "--attack", "fgsm", "--eps", "0.1", "--out", out)
+    assert "'attack.csv', which leads out" in said
+
+
+def test_records_that_are_nested_too_deep_are_damaged(saved):
+    deep = "[" * 200_000
+    (saved / "report.json").write_text(deep)
+    with pytest.raises(ValueError, match=r"report\.json must be a report as kerasdef writes it.*RecursionError"):
+        Report.load(saved)
+    with pytest.raises(ValueError, match="must be a new or empty folder, or one with an earlier report"):
+        report().save(saved)
+    (saved / "run.json").write_text(deep)
+    with pytest.raises(ValueError, match=r"whose run\.json is damaged"):
+        Store(saved, {})
+    with pytest.raises(ValueError, match=r"run\.json', which is damaged"):
+        run_of(saved / "m.keras")
+    path = archive(saved / "m.keras", {"kerasdef.json": deep, "config.json": deep})
+    with pytest.raises(ValueError, match="notes are no JSON"):
+        facts_of(path)
+    with pytest.raises(ValueError, match="which is damaged"):
+        read_keras(path)
+
+
+def test_a_report_that_leaves_arrays_out_is_damaged_and_nothing_is_lost(tmp_path):
+    images = np.zeros((1, 2, 2, 1), "float32")
+    examples = {"images": images, "labels": [0], "attacks": {"a": images}, "predicted": {"a": [0]}}
+    report(examples=examples).save(tmp_path)
+    assert Report.load(tmp_path).examples["attacks"].keys() == {"a"}
+    edit(tmp_path, lambda record: record.update(examples=None))
+    with pytest.raises(ValueError, match=r"nothing in it names the array 'examples/attacks/0' of outcomes\.npz"):
+        Report.load(tmp_path)
 
 
 @pytest.mark.parametrize(

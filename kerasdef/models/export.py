@@ -257,7 +257,7 @@ def run_of(path: Path) -> dict | None:
 def _settings(record: Path) -> dict:
     try:
         return dict(json.loads(record.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise ValueError(
             f"`model` must lie in a folder whose {RUN} tells which run it is from: move it elsewhere. "
             f"Received: {str(record)!r}, which is damaged"

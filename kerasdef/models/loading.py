@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,6 +13,9 @@ from pathlib import Path
 import keras
 
 from kerasdef.archives import check_zip
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, json.JSONDecodeError, UnicodeDecodeError, RecursionError)
+_DAMAGED += (KeyError, EOFError)
 
 
 def read_keras(path: str | Path) -> keras.Model:
@@ -24,6 +29,7 @@ def read_keras(path: str | Path) -> keras.Model:
     Raises:
         ValueError: There is no such file, or it holds layers that are not known; import the module that registers
             them first.
+        OSError: Keras has no room to unpack the weights.
     """
     path = Path(path)
     if path.suffix != ".keras" or not path.is_file():
@@ -33,7 +39,7 @@ def read_keras(path: str | Path) -> keras.Model:
             check_zip(file)
             config = json.loads(file.read("config.json"))
             broken = file.testzip()
-    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, UnicodeDecodeError, EOFError, zlib.error) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"`model` must be a whole .keras file. Received: model={str(path)!r}, which is damaged ({error})"
         ) from error
@@ -42,7 +48,13 @@ def read_keras(path: str | Path) -> keras.Model:
             f"`model` must be a whole .keras file. Received: model={str(path)!r}, which is damaged (in {broken})"
         )
     register(config)
-    return keras.saving.load_model(path, safe_mode=True)
+    try:
+        return keras.saving.load_model(path, safe_mode=True)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        what = f"{os.strerror(error.errno)}, so its weights could not be unpacked into {tempfile.gettempdir()}"
+        raise OSError(error.errno, what, str(path)) from error
 
 
 def register(config) -> None:

@@ -159,7 +159,7 @@ def facts_of(path: str | Path) -> dict:
         else:
             file = path / FACTS
             facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
         raise ValueError(f"`model` must have notes that can be read. Received: {str(path)!r}, whose notes are no JSON")

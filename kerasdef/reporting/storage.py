@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -23,6 +23,8 @@ from kerasdef.runs import places
 from kerasdef.texts import cell
 
 SCHEMA = 2
+_DAMAGED = (LookupError, TypeError, AttributeError, RecursionError)
+_DAMAGED += (json.JSONDecodeError, UnicodeDecodeError, BadZipFile)
 _KEPT = ("classes", "main", "hidden", "bounds", "reject", "rejecting", "class_names", "settings", "seed", "dataset")
 _KEPT += ("history", "notes", "flags", "phases", "costs", "versions", "machine")
 
@@ -39,12 +41,11 @@ def write(results: Results, folder: Path, figures: Mapping[str, tuple[str, bytes
         The path of each file by its name; figures by "figures/NAME".
 
     Raises:
-        ValueError: The folder holds something else than an earlier report of the same run.
+        ValueError: The folder holds something else than an earlier report of the same run, or something else in the
+            place of a file of the report; nothing is written.
     """
-    _inside(folder, "figures")
     arrays = _npz(results)
     record = _json(results, hashlib.sha256(arrays).hexdigest())
-    places.of_report(folder, json.loads(record))
     contents = {f"figures/{name}.png": data for name, (_, data) in figures.items()}
     contents |= {_figure(s.name): s.png() for s in results.sections if s.figure is not None}
     contents["outcomes.npz"] = arrays
@@ -53,6 +54,8 @@ def write(results: Results, folder: Path, figures: Mapping[str, tuple[str, bytes
     contents["report.json"] = record.encode()
     ours = {f"figures/{name}.png" for name in NAMES}
     ours |= {f"figures/{path.name}" for path in (folder / "figures").glob("section_*.png")}
+    places.free(folder, sorted(ours | contents.keys()))
+    places.of_report(folder, json.loads(record))
     for stale in ours - contents.keys():  # of an earlier report in this folder
         (folder / stale).unlink(missing_ok=True)
     return {n: write_whole(folder / n, lambda part, data=data: part.write_bytes(data)) for n, data in contents.items()}
@@ -65,12 +68,12 @@ def read(folder: Path) -> dict:
         ValueError: There is no report, its schema is another, its files are not of one report or lie outside of the
             folder, or the arrays unpack to more than the limit of `kerasdef.archives`.
     """
-    path = _inside(folder, "report.json")
+    path = places.inside(folder, "report.json")
     if not path.is_file():
         raise ValueError(f"`folder` must hold a report.json. Received: folder={str(folder)!r}")
     try:
         return _read(folder, json.loads(path.read_text(encoding="utf-8")))
-    except (LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError, BadZipFile) as error:
+    except _DAMAGED as error:
         found = f"{type(error).__name__}: {error}"
         raise ValueError(
             f"{folder / 'report.json'} must be a report as kerasdef writes it. Received: {found}"
@@ -82,7 +85,7 @@ def _read(folder: Path, record: dict) -> dict:
         raise ValueError(
             f"`schema` must be {SCHEMA} in report.json, that of this version. Received: schema={record.get('schema')!r}"
         )
-    path = _inside(folder, record["outcomes"]["file"])
+    path = places.inside(folder, record["outcomes"]["file"])
     if not path.is_file():
         raise ValueError(f"`folder` must hold the outcomes of its report.json. Received: no file {path.name!r} in it")
     data = path.read_bytes()
@@ -96,22 +99,14 @@ def _read(folder: Path, record: dict) -> dict:
         outcomes.append(Outcome(**{name: head[name] for name in WORDS}, **values))
     sections = []
     for section in record["sections"]:
-        image = _inside(folder, _figure(section["name"]))
+        image = places.inside(folder, _figure(section["name"]))
         sections.append(Section(**section, figure=image.read_bytes() if image.is_file() else None))
+    examples = _unflat(found, record["examples"])
+    lost = sorted(found.keys() - _arrays(outcomes, examples).keys())
+    if lost:  # the report would be written again without them
+        raise LookupError(f"nothing in it names the array {lost[0]!r} of outcomes.npz")
     kept = {name: record[name] for name in _KEPT}
-    return {"outcomes": outcomes, "sections": sections, "examples": _unflat(found, record["examples"]), **kept}
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The path of a file in the folder of a report; neither its name nor a link may lead out.
-
-    Raises:
-        ValueError: It does.
-    """
-    path = folder / name
-    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"A file of a report must lie in its folder. Received: {name!r}, which leads out of {folder}")
-    return path
+    return {"outcomes": outcomes, "sections": sections, "examples": examples, **kept}
 
 
 def _figure(section: str) -> str:
@@ -119,16 +114,19 @@ def _figure(section: str) -> str:
 
 
 def _npz(results: Results) -> bytes:
-    arrays = {f"{i}/{n}": v for i, o in enumerate(results.outcomes) for n in ARRAYS if (v := getattr(o, n)) is not None}
-    if results.examples:
-        for i, name in enumerate(results.examples["attacks"]):
-            arrays[f"examples/attacks/{i}"] = results.examples["attacks"][name]
-        for i, name in enumerate(results.examples["predicted"]):
-            arrays[f"examples/predicted/{i}"] = results.examples["predicted"][name]
-        arrays |= {f"examples/{name}": results.examples[name] for name in ("images", "labels")}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **_arrays(results.outcomes, results.examples))
     return buffer.getvalue()
+
+
+def _arrays(outcomes: Sequence[Outcome], examples: Mapping) -> dict[str, np.ndarray]:
+    """The arrays of a report by their names in its file."""
+    arrays = {f"{i}/{n}": v for i, o in enumerate(outcomes) for n in ARRAYS if (v := getattr(o, n)) is not None}
+    if examples:
+        for part in ("attacks", "predicted"):
+            arrays |= {f"examples/{part}/{i}": v for i, v in enumerate(examples[part].values())}
+        arrays |= {f"examples/{name}": examples[name] for name in ("images", "labels")}
+    return arrays
 
 
 def _json(results: Results, digest: str) -> str:

@@ -18,7 +18,7 @@ from kerasdef.files import naming, write_whole
 from kerasdef.identity import digest
 
 _META, _SEAL = "meta", "seal"
-_BROKEN = (ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, NotImplementedError)
+_BROKEN = (ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError)
 _BROKEN += (zipfile.BadZipFile, zlib.error, struct.error)
 
 Piece = tuple[dict[str, np.ndarray], dict]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from kerasdef.files import is_part
@@ -13,6 +14,10 @@ RUN = "run.json"  # settings of a run, in its folder
 STATE = "state"  # folder of the state of an attack, in that of its report
 REPORT = "report.json"
 _SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra", "keras_metadata.pb"}
+OF_RUN = (RUN, LOCK, "pieces/x.npz", "unfinished/x.npz", "saved_model/x.pb")  # x: whatever lies in the folder
+OF_REPORT = (REPORT, "report.csv", "report.html", "outcomes.npz", "figures/x.png")
+_OF_ATTACK = ("examples.npz", "attack.csv", "attack.json", f"{STATE}/{RUN}")
+OWN_MODELS = ("model.keras", "mia.keras", "iar.keras")  # that recipes write into the folder of their run
 _OF_REPORT = ("settings", "dataset", "main", "seed")  # what tells one run's report from another's
 
 
@@ -32,6 +37,42 @@ def folder(name: str, path: Path) -> None:
         ) from None
 
 
+def inside(path: Path, name: str) -> Path:
+    """The path of a file in the folder of a run; neither its name nor a link may lead out.
+
+    Raises:
+        ValueError: It does.
+    """
+    file = path / name
+    try:
+        within = file.resolve().is_relative_to(path.resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a name that no file can have
+        within = False
+    if not within:
+        raise ValueError(f"A file of a run must lie in its folder. Received: {name!r}, which leads out of {path}")
+    return file
+
+
+def free(path: Path, names: Iterable[str]) -> None:
+    """Refuse a folder of a run where something else is in the place of its files.
+
+    Args:
+        path: The folder.
+        names: Files that are written into it, as "report.html" or "figures/accuracy.png".
+
+    Raises:
+        ValueError: A link leads out of the folder, or there is a folder in the place of a file or of a folder a file.
+    """
+    for name in names:
+        for parent in reversed(Path(name).parents[:-1]):
+            place = inside(path, parent.as_posix())
+            if place.exists() and not place.is_dir():
+                raise ValueError(f"{place} must be a folder: move the file that is there elsewhere, or remove it.")
+        place = inside(path, name)
+        if place.is_dir():
+            raise ValueError(f"{place} must be a file: move the folder that is there elsewhere, or remove it.")
+
+
 def others(path: Path) -> list[str]:
     """Names of what is in a folder, without locks and half-written files; none where there is no folder."""
     return sorted(p.name for p in path.iterdir() if p.name != LOCK and not is_part(p)) if path.is_dir() else []
@@ -46,7 +87,7 @@ def of_attack(path: Path) -> None:
     """Refuse a folder for the report of an attack that holds anything but an earlier one.
 
     Raises:
-        ValueError: It does.
+        ValueError: It does, or something else is in the place of a file of the report.
     """
     there = others(path)
     if there and ((path / RUN).exists() or not (path / STATE / RUN).exists()):
@@ -55,6 +96,7 @@ def of_attack(path: Path) -> None:
             f"`out` must be a new or empty folder, or one of an earlier attack. Received: out={str(path)!r}, "
             f"which holds {what}"
         )
+    free(path, [*OF_REPORT, *_OF_ATTACK])
 
 
 def of_report(path: Path, record: Mapping) -> None:
@@ -73,7 +115,7 @@ def of_report(path: Path, record: Mapping) -> None:
             found = json.loads((path / REPORT).read_text(encoding="utf-8"))
             same = all(found[name] == record[name] for name in _OF_REPORT)
             what = "the report of another run"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             same, what = False, f"other files ({there[0]})"
         if not same:
             raise ValueError(
@@ -120,8 +162,11 @@ def _not_ours(path: Path, to: str, run: Mapping | None, noted: Callable[[Path], 
         return f"holds other files ({foreign[0]})"
     try:
         found = noted(path)
-    except Exception:
-        found = {}
+    except Exception:  # an export in its own place was cut off or changed; of other files nobody knows
+        if not (own(path) and path.name in ("saved_model", *OWN_MODELS)):
+            return "is damaged, or was not exported by kerasdef"
+        warnings.warn(f"{path} is damaged: it is made again.", UserWarning, stacklevel=4)
+        return None
     if "classes" not in found:
         return "was not exported by kerasdef"
     if not own(path) and found.get("run") != json.loads(json.dumps(run)):

@@ -39,8 +39,8 @@ class Store:
         times: Phase and seconds of every piece that was asked for.
 
     Raises:
-        ValueError: The folder holds another run, or something that is no run, or another process works in it; or the
-            content of a setting cannot be read.
+        ValueError: The folder holds another run, or something that is no run, or something else in the place of a file
+            of the run, or another process works in it; or the content of a setting cannot be read.
     """
 
     def __init__(self, folder: str | Path | None, settings: Mapping, *, judging: Sequence[str] = ()):
@@ -66,6 +66,9 @@ class Store:
                 "which holds other files"
             )
         places.folder("out", self.folder)
+        there = [p for name in ("pieces", "unfinished") for p in (self.folder / name).rglob("*.npz")]
+        there = [p.relative_to(self.folder).as_posix() for p in there]
+        places.free(self.folder, [*places.OF_RUN, *places.OF_REPORT, *places.OWN_MODELS, *there])
         found = _read(record) if record.exists() else None
         if found is not None:
             _check_same(found, settings, self.folder)  # before anything in the folder is touched
@@ -141,7 +144,7 @@ class Store:
             judging: Whether it depends on the settings of judging as well; found with others, it is made again.
             given: JSON values that this piece depends on beside the settings; found with others, it is made again.
         """
-        path = None if self.folder is None else self.folder / "pieces" / f"{name}.npz"
+        path = None if self.folder is None else places.inside(self.folder, f"pieces/{name}.npz")
         given = (self.judging if judging else {}) | json.loads(json.dumps(dict(given or {})))
         piece = None if path is None else read_or_none(path, of=self.of(name))
         if piece is None or piece[1][_GIVEN] != given:
@@ -200,6 +203,6 @@ def _read(record: Path) -> dict | None:
     """The settings in a record; None where it is damaged."""
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

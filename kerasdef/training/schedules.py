@@ -52,7 +52,7 @@ class Radius:
 
     @classmethod
     @checked
-    def stages(cls, radii: Sequence[float], batches: Sequence[int]) -> Radius:
+    def stages(cls, radii: tuple[float, ...], batches: tuple[int, ...]) -> Radius:
         """One radius for each stage, each for its number of batches; the last one stays."""
         if len(radii) != len(batches) or not len(radii):
             raise ValueError(
