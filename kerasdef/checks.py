@@ -98,7 +98,7 @@ def images(name: str, x, *, limits: tuple[float, float] = (0.0, 1.0), shape: tup
         name: What to call the array in an error.
         x: Array of shape (n, ...).
         limits: `(low, high)` of a valid input.
-        shape: Shape of one sample that is expected, or None.
+        shape: Shape of one sample that is expected, with None where any size is right; or None.
     """
     try:
         x = np.asarray(x)
@@ -106,7 +106,7 @@ def images(name: str, x, *, limits: tuple[float, float] = (0.0, 1.0), shape: tup
         raise ValueError(f"`{name}` must be an array of shape (n, ...). Received: lists of several lengths") from None
     if x.ndim < 2 or x.size == 0:
         raise ValueError(f"`{name}` must be a non-empty array of shape (n, ...). Received: shape={x.shape}")
-    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+    if shape is not None and not _fits(x.shape[1:], shape):
         raise ValueError(f"`{name}` must hold samples of shape {tuple(shape)}. Received: shape={x.shape}")
     if x.dtype == np.uint8:
         levels = limits[0] + np.arange(256) * (limits[1] - limits[0]) / 255
@@ -128,6 +128,10 @@ def images(name: str, x, *, limits: tuple[float, float] = (0.0, 1.0), shape: tup
     if low < limits[0] or high > limits[1]:
         x = np.clip(x, *limits)
     return x.astype("float32", copy=False)
+
+
+def _fits(found: tuple, wanted: tuple) -> bool:
+    return len(found) == len(wanted) and all(b is None or a == b for a, b in zip(found, wanted, strict=True))
 
 
 def labels(name: str, y, *, n: int | None = None, classes: int | None = MOST_CLASSES, least: int = 0) -> np.ndarray:

@@ -25,6 +25,9 @@ class Goal(ABC):
 
     unwanted: ClassVar[int] = 1
 
+    def check(self, classes: int) -> None:  # noqa: B027 - most goals have no class of their own
+        """Raise a ValueError where the goal names a class that a model of so many classes does not have."""
+
     @abstractmethod
     def value(self, loss, logits, y):
         """Value of shape (n,) that the attacker raises; `loss` maps (logits, labels) to (n,)."""
@@ -85,6 +88,12 @@ class Evade(Goal):
     def __post_init__(self):
         check_fields(self)
         checks.non_negative_int("reject", self.reject)
+        self.check(checks.MOST_CLASSES)
+
+    def check(self, classes):
+        """The class of rejected inputs must be one of the model's."""
+        if self.reject >= classes:
+            raise ValueError(f"`reject` must be one of the classes, 0 to {classes - 1}. Received: reject={self.reject}")
 
     def value(self, loss, logits, y):
         """The loss of the two unwanted classes, merged into column y."""

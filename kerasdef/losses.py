@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -14,7 +15,7 @@ from kerasdef import checks
 from kerasdef.annotations import checked
 
 FAR = 1e9  # removes a class from a maximum
-_WANTED = "`loss` must be a function of (logits, y) that gives a value of shape (n,)."
+_WANTED = "`loss` must be a function of (logits, y) that gives a floating-point tensor of shape (n,)."
 _TINY = 1e-12  # keeps the ratio of logits finite when the top ones are equal (authors' code)
 
 
@@ -100,7 +101,8 @@ def get(loss: Callable | str) -> Callable:
     """Return a loss from its name, or a function of one's own whose answers are checked.
 
     Raises:
-        ValueError: The name is unknown; or, where it is called, the function does not give one value for each sample.
+        ValueError: The name is unknown; or, where it is called, the function does not give one value for each sample,
+            as a floating-point tensor.
     """
     if isinstance(loss, str):
         return LOSSES[checks.one_of("loss", loss, LOSSES)]
@@ -115,7 +117,12 @@ def get(loss: Callable | str) -> Callable:
         shape = getattr(found, "shape", None)
         if shape is None or len(shape) != 1:
             raise ValueError(f"{_WANTED} Received: loss={loss!r}, which gives {shape or type(found).__name__}")
-        return found
+        if not ops.is_tensor(found):
+            raise ValueError(f"{_WANTED} Received: loss={loss!r}, which gives a {type(found).__name__}")
+        dtype = keras.backend.standardize_dtype(found.dtype)
+        if "float" not in dtype:
+            raise ValueError(f"{_WANTED} Received: loss={loss!r}, which gives {dtype}")
+        return ops.cast(found, "float32")
 
     return checked
 

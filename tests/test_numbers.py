@@ -9,10 +9,12 @@ import pytest
 from helpers import quiet_run
 from keras import layers, ops
 
-from kerasdef import Dataset, Report
+from kerasdef import Dataset, Report, losses
 from kerasdef.attacks import (
+    APGD,
     FAB,
     FMN,
+    NES,
     PGD,
     AutoAttack,
     DeepFool,
@@ -20,15 +22,17 @@ from kerasdef.attacks import (
     Restarts,
     Square,
     Targeted,
+    Transfer,
     WorstOf,
     sequence,
 )
 from kerasdef.attacks.engine import joined
 from kerasdef.attacks.parts.directions import Plain
 from kerasdef.attacks.signs import blind_spots
-from kerasdef.defenses import as_defense
+from kerasdef.defenses import EvadeVote, as_defense
 from kerasdef.evaluation import Plan, Planned, evaluate
 from kerasdef.goals import Evade, Hit, Misclassify, answered
+from kerasdef.models import stack_logits
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +183,109 @@ def test_radii_for_another_number_of_samples_are_refused_before_work(wrap, digit
         ValueError, match=r"`eps` must be a number or one for each of the 10 samples\. Received: 9 values"
     ):
         wrap(PGD(eps=(0.1,) * 9, steps=2))(digits_model, x, y)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A model of 3 classes, images, and the model's own labels."""
+    model = keras.Sequential([keras.Input((2, 2, 1)), layers.Flatten(), layers.Dense(3)])
+    x = np.random.default_rng(0).uniform(0.1, 0.9, (6, 2, 2, 1)).astype("float32")
+    return model, x, np.argmax(np.asarray(model(x)), axis=1)
+
+
+@pytest.mark.parametrize("attack", [PGD(eps=0.3, steps=1, goal=Evade(3)), Square(eps=0.3, queries=2, goal=Evade(7))])
+def test_a_class_of_rejected_inputs_that_the_model_lacks_is_refused(attack, plain):
+    model, x, y = plain
+    with pytest.raises(ValueError, match=r"`reject` must be one of the classes, 0 to 2\. Received: reject="):
+        attack(model, x, y)
+    if attack.access == "black box":
+        with pytest.raises(ValueError, match="`reject` must be one of the classes, 0 to 2"):
+            attack(lambda z: np.asarray(model(z)), x, y)
+    else:
+        with pytest.raises(ValueError, match="`reject` must be one of the classes, 0 to 2"):
+            attack.perturb(model, x, y, np.arange(6))
+    for goal in (Evade, EvadeVote):
+        with pytest.raises(ValueError, match="`reject`"):
+            goal(10**12)
+
+
+def test_a_vote_has_no_class_of_rejected_inputs_beyond_its_own():
+    members = [keras.Sequential([keras.Input((4,)), layers.Dense(3)]) for _ in range(2)]
+    x = np.full((2, 4), 0.5, dtype="float32")
+    with pytest.raises(ValueError, match=r"0 to 2\. Received: reject=3"):
+        PGD(eps=0.1, steps=1, goal=EvadeVote(3))(stack_logits(members), x, np.zeros(2, int))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "loss", "message"),
+    [
+        (wrap, loss, message)
+        for wrap in (
+            lambda loss: PGD(eps=0.3, steps=2, loss=loss),
+            lambda loss: Restarts(WorstOf((PGD(eps=0.3, steps=1), APGD(eps=0.3, steps=2, loss=loss))), 2),
+            lambda loss: NES(eps=0.3, pairs=1, queries=4, loss=loss),
+        )
+        for loss, message in (
+            (lambda z, y: z[:, 0] * np.nan, r"losses or gradients for 100\.0%"),
+            (lambda z, y: ops.full_like(z[:, 0], np.inf), r"losses or gradients for 100\.0%"),
+            (lambda z, y: ops.stop_gradient(z[:, 0]), r"attack's own loss is exactly zero"),
+        )
+    ],
+)
+def test_a_loss_of_ones_own_that_shows_nothing_is_told(wrap, loss, message, plain):
+    attack, (model, x, y) = wrap(loss), plain
+    if attack.access == "black box" and "zero" in message:
+        assert attack.look(model, x, y) == {}  # it takes no gradients
+        return
+    with pytest.warns(UserWarning, match=message):
+        attack(model, x, y, progress=False)
+
+
+def test_a_sound_loss_of_ones_own_is_no_sign(plain):
+    model, x, y = plain
+    for loss in (lambda z, y: losses.margin(z, y), lambda z, y: ops.cast(-losses.pick(z, y), "float64")):
+        assert PGD(eps=0.3, steps=2, loss=loss).look(model, x, y) == {}
+        assert NES(eps=0.3, queries=9, loss=loss).look(lambda z: np.asarray(model(z)), x, y) == {}
+
+
+def test_a_source_of_nan_is_told(plain):
+    model, x, y = plain
+    source = keras.models.clone_model(model)
+    source.set_weights([np.full((4, 3), np.nan), np.zeros(3)])
+    attack = Transfer(source, PGD(eps=0.3, steps=2))
+    said = attack.look(model, x, y)
+    assert set(said) == {"source_non_finite"}
+    assert "source" in said["source_non_finite"]
+    with pytest.warns(UserWarning, match=r"source of the transfer: .* not finite for 100\.0%"):
+        attack.run(lambda z: np.asarray(model(z)), x, y, progress=False)
+    assert Transfer(model, PGD(eps=0.3, steps=2)).look(model, x, y) == {}
+
+
+def test_a_callable_that_answers_minus_infinity_alone_gives_no_answer():
+    x, y = np.full((4, 8), 0.5, dtype="float32"), np.zeros(4, int)
+    with pytest.warns(UserWarning, match=r"outputs are not finite for 100\.0%"):
+        found = quiet_run(Square(eps=0.1, queries=5), lambda z: np.full((len(z), 3), -np.inf), x, y)
+    assert not found.success.any()
+    one = Square(eps=0.1, queries=5).look(lambda z: np.tile([1.0, -np.inf, 0.0], (len(z), 1)), x, y)
+    assert one == {}  # a class that is ruled out is an answer
+
+
+@pytest.mark.parametrize(
+    ("loss", "given"),
+    [
+        (lambda z, y: y, "int32"),
+        (lambda z, y: z[:, 0] > 0, "bool"),
+        (lambda z, y: ops.cast(z[:, 0], "complex64"), "complex64"),
+        (lambda z, y: np.ones(8, "float32"), "ndarray"),
+    ],
+)
+@pytest.mark.parametrize(
+    "attack", [lambda f: PGD(eps=0.1, steps=1, loss=f), lambda f: NES(eps=0.1, pairs=1, queries=4, loss=f)]
+)
+def test_a_loss_that_gives_no_floating_point_tensor_is_refused(attack, loss, given, plain):
+    model, x, y = plain
+    with pytest.raises(ValueError, match=rf"`loss` must be a function .* which gives .*{given}"):
+        attack(loss)(model, np.repeat(x, 2, axis=0)[:8], np.repeat(y, 2)[:8])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from keras import layers, ops
 
 from kerasdef import models
 from kerasdef.attacks import PGD, CarliniWagner, Square
+from kerasdef.defenses import as_defense
 from kerasdef.models import Victim
+from kerasdef.training.trainer import check_classifier
 
 
 class Noise(layers.Layer):
@@ -193,3 +195,83 @@ def test_a_minimal_attack_sees_the_same_model(digits, digits_model):
     attack = CarliniWagner(steps=30, binary_search_steps=2)
     found = quiet(attack, WRAPPED["nested softmax"](digits_model), x, y)
     np.testing.assert_allclose(found, quiet(attack, digits_model, x, y), atol=1e-4)  # two hundred steps of float32
+
+
+X = np.random.default_rng(0).uniform(0.1, 0.9, (6, 2, 2, 1)).astype("float32")
+
+
+def typed(dtype):
+    images = keras.Input((2, 2, 1), dtype=dtype)
+    return keras.Model(images, layers.Dense(3)(layers.Flatten()(ops.cast(images, "float32"))))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32", "int8", "uint16"])
+def test_only_uint8_of_the_types_that_are_not_floats_is_attacked(dtype):
+    """What lies between the values of another type is nothing that the model can be shown."""
+    nested = keras.Sequential([keras.Input((2, 2, 1)), typed(dtype)])
+    for model in (typed(dtype), nested):
+        with pytest.raises(ValueError, match=rf"or images of uint8\. Received: model=.*an Input of {dtype}"):
+            Victim.of(model)
+    assert Victim.of(typed("uint8")).view.inputs[0].dtype == "float32"
+
+
+class Rewritten(keras.Model):
+    """A user's own class whose logits go through a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.flat, self.dense = function, layers.Flatten(), layers.Dense(3)
+        self.dense.build((None, 4))
+        self.built = True
+
+    def call(self, x):
+        return self.function(self.dense(self.flat(x)))
+
+
+def test_a_dict_of_outputs_is_refused():
+    images = keras.Input((2, 2, 1))
+    functional = keras.Model(images, {"a": layers.Dense(3)(layers.Flatten()(images))})
+    sequential = keras.Sequential([images, functional])
+    y = np.zeros(6, "int64")
+    for model in (functional, sequential, Rewritten(lambda z: {"a": z})):
+        for attack in (PGD(eps=0.1, steps=1), Square(eps=0.1, queries=2)):
+            with pytest.raises(ValueError, match=r"one output of shape .* which gives a dict of 'a'"):
+                attack(model, X, y)
+    for take in (as_defense, check_classifier):
+        with pytest.raises(ValueError, match="which gives a dict of 'a'"):
+            take(functional)
+
+
+def test_a_model_that_cannot_be_traced_is_refused_with_the_reason():
+    def numpy_inside(z):
+        raise NotImplementedError("Cannot convert a symbolic tensor\nto a number")
+
+    with pytest.raises(ValueError, match=r"must be traceable: .* NotImplementedError: Cannot convert"):
+        PGD(eps=0.1, steps=1)(Rewritten(numpy_inside), X, np.zeros(6, "int64"))
+    with pytest.raises(ValueError, match="must be traceable"):
+        Victim.of(Rewritten(lambda z: ops.convert_to_tensor(np.asarray(z))), shape=(2, 2, 1))
+
+
+def test_models_of_any_size_are_attacked():
+    images = keras.Input((None, None, 1))
+    dense = layers.Dense(2)
+    model = keras.Model(images, dense(layers.GlobalAveragePooling2D()(images)))
+    dense.set_weights([np.float32([[1, -1]]), np.float32([-1, 1])])  # class 0 where the mean is above 1
+    for x in (X, np.repeat(X, 2, axis=1)):
+        for attack in (PGD(eps=1.5, steps=5, bounds=(0, 3)), Square(eps=1.5, queries=50, bounds=(0, 3))):
+            found = attack.run(model, x, np.ones(6, "int64"), progress=False)
+            assert found.success.all()
+            assert (found.x_adv.mean(axis=(1, 2, 3)) > 1).all()
+    with pytest.raises(ValueError, match=r"samples of shape \(None, None, 1\)"):
+        PGD(eps=0.1)(model, X[..., 0], np.ones(6, "int64"))
+    with pytest.raises(ValueError, match=r"samples of shape \(None, None, 1\)"):
+        PGD(eps=0.1)(model, np.repeat(X, 3, axis=-1), np.ones(6, "int64"))
+
+
+def test_logits_of_no_images_are_an_empty_array_and_a_batch_has_a_size():
+    model = typed("float32")
+    assert models.predict_logits(model, X[:0]).shape == (0, 3)
+    assert models.predict_logits(Victim.of(lambda z: np.zeros((len(z), 2))), X[:0]).shape == (0, 2)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match="`batch_size` must be a positive integer"):
+            models.predict_logits(model, X, batch_size=size)

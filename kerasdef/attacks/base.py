@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasdef import checks
+from kerasdef import checks, losses
 from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks import signs
 from kerasdef.goals import Goal, answered
@@ -180,11 +180,22 @@ class Attack(ABC):
 
     def _signs(self, victim: Victim, x, y) -> dict[str, str]:
         """What hides weaknesses of the model from the attack: all of it from one that follows gradients."""
+        climbed = dict.fromkeys(self._climbs())
         if self.access == "white box":
-            return signs.blind_spots(victim, x, y, self.goal)
+            found = [signs.blind_spots(victim, x, y, self.goal, loss) for loss in climbed]
+            return {name: text for spots in reversed(found) for name, text in spots.items()}
         if victim.access == "gradients":  # a callable has been asked for all of x, and for nothing less
-            x = x[: signs.LOOKED_AT]
-        return signs.non_finite(float(np.mean(~self._answered(victim, x))))
+            x, y = x[: signs.LOOKED_AT], y[: signs.LOOKED_AT]
+        own = [losses.get(loss) for loss in climbed if loss is not None]
+        logits = victim.predict(x)
+        values = [self.goal.value(loss, *map(ops.convert_to_tensor, (logits, y))) for loss in own]
+        broken = [np.mean(~np.isfinite(ops.convert_to_numpy(value))) for value in values]
+        return signs.non_finite(float(np.mean(~self._answered(victim, x))), float(max(broken, default=0.0)))
+
+    def _climbs(self) -> tuple[Callable | None, ...]:
+        """The functions of one's own that the attack climbs; None stands for the losses that have names."""
+        loss = getattr(self, "loss", None)
+        return (loss if callable(loss) else None,)
 
     def _answered(self, victim: Victim, x) -> np.ndarray:
         """Booleans of shape (n,): the outputs of the model are an answer."""
@@ -225,6 +236,7 @@ class Attack(ABC):
         y = logits.argmax(axis=-1) if y is None else checks.labels("y", y, n=len(x))
         if black:
             self._accept(victim, y)
+        self.goal.check(victim.classes)
         return victim, x, checks.labels("y", y, n=len(x), classes=victim.classes).astype("int32")
 
     def _accept(self, victim: Victim, y) -> None:  # noqa: B027 - most attacks take what they get

@@ -194,6 +194,7 @@ class StepAttack(Attack):
             for name, value in self.parameters.items()
         } | (parameters or {})
         victim = Victim.of(model).facing(self.bounds)
+        self.goal.check(victim.classes)
         state = _begin(self, victim, x, y, seeds, parameters)
         state = backend.loop(self.steps_in_all, lambda s: _move(self, victim, x, y, s), state)
         return ops.stop_gradient(self.judge(victim, x, y, state)["adv"])

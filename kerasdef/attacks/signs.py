@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -19,10 +20,13 @@ SURE = 0.1  # share of gradients of exactly zero from which a result is doubtful
 _FAR = 0.25  # of the way from the best constant answer to a perfect one: a model below it has not learned the data
 _ENOUGH = 30  # samples below which an accuracy says little
 _ROUNDING = float(np.finfo("float32").eps)  # a cross-entropy below it has a gradient of rounding errors alone
+_KEPT = 16  # programs of one model that are kept
 _PROGRAMS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def blind_spots(model: keras.Model | Victim, x, y, goal: Goal | None = None) -> dict[str, str]:
+def blind_spots(
+    model: keras.Model | Victim, x, y, goal: Goal | None = None, loss: Callable | None = None
+) -> dict[str, str]:
     """Return what about a model hides weaknesses from attacks, as sentences by the name of the sign.
 
     Args:
@@ -30,22 +34,23 @@ def blind_spots(model: keras.Model | Victim, x, y, goal: Goal | None = None) -> 
         x: Clean images of shape (n, ...), float32, as the model or the victim takes them. The first 256 are looked at.
         y: Their labels of shape (n,), or the targets if the goal is `Hit()`.
         goal: What the attacker wants; `Misclassify()` by default. The accuracy is looked at for untargeted goals only.
+        loss: A function of (logits, y) that the attacker climbs; None is the cross-entropy.
 
     Returns:
         "non_finite": outputs, losses or gradients that are not finite, and their shares.
         "softmax_output": outputs that are probabilities. "zero_gradients": images that the model gets right and whose
-        cross-entropy has no gradient. "low_accuracy": an accuracy far below what the data allow.
+        loss has no gradient. "low_accuracy": an accuracy far below what the data allow.
     """
     goal = Misclassify() if goal is None else goal
     x, y = np.asarray(x[:LOOKED_AT], dtype="float32"), np.asarray(y[:LOOKED_AT]).astype("int32")
     size = min(LOOKED_AT, max(8, 1 << (len(x) - 1).bit_length()))  # few sizes: few traces
-    found = _program(Victim.of(model), goal)(*(ops.convert_to_tensor(models.pad(v, size)) for v in (x, y)))
+    found = _program(Victim.of(model), goal, loss)(*(ops.convert_to_tensor(models.pad(v, size)) for v in (x, y)))
     logits, reached, zero, broken = (ops.convert_to_numpy(v)[: len(x)] for v in found)
     spots = non_finite(float(np.mean(~ops.convert_to_numpy(answered(logits)))), float(broken.mean()))
     if are_probabilities(logits):
         spots["softmax_output"] = SOFTMAX
     if not reached.all():
-        spots |= zero_gradients(float(zero[~reached].mean()))
+        spots |= zero_gradients(float(zero[~reached].mean()), "cross-entropy" if loss is None else "attack's own loss")
     if isinstance(goal, Misclassify):
         right = ops.convert_to_numpy(answered(logits)) & (logits.argmax(axis=-1) == y)
         often = np.bincount(y, minlength=logits.shape[-1]).max() / len(y)
@@ -53,17 +58,19 @@ def blind_spots(model: keras.Model | Victim, x, y, goal: Goal | None = None) -> 
     return spots
 
 
-def _program(victim: WhiteBox, goal: Goal):
+def _program(victim: WhiteBox, goal: Goal, loss: Callable | None):
     """The compiled look at a model, kept as long as the model lives."""
     kept = _PROGRAMS.setdefault(victim.view, {})
-    key = goal, victim.map
+    key = goal, loss, victim.map
     if key not in kept:
         back = victim.weak()  # what is kept must not keep the model alive
-        kept[key] = backend.compiled(lambda x, y: look_at(back().logits, x, y, goal), victim.view)
+        kept[key] = backend.compiled(lambda x, y: look_at(back().logits, x, y, goal, loss), victim.view)
+        if len(kept) > _KEPT:
+            kept.pop(next(iter(kept)))
     return kept[key]
 
 
-def look_at(call, x, y, goal: Goal):
+def look_at(call, x, y, goal: Goal, loss: Callable | None = None):
     """Look at the outputs and gradients of a batch; traceable.
 
     Args:
@@ -71,21 +78,25 @@ def look_at(call, x, y, goal: Goal):
         x: Tensor of shape (n, ...), float32.
         y: Labels of shape (n,), integers.
         goal: What the attacker wants.
+        loss: A function of (logits, y) that the attacker climbs; None is the cross-entropy.
 
     Returns:
         The outputs, and three times booleans of shape (n,): where the goal is reached already; where the gradient of
-        the cross-entropy is exactly zero or made of rounding errors alone; where the cross-entropy or a number in its
-        gradient is not finite.
+        the loss is exactly zero or, for the cross-entropy, made of rounding errors alone; where the loss or a number
+        in its gradient is not finite.
     """
+    climbed = losses.cross_entropy if loss is None else losses.get(loss)
 
     def objective(z):
         logits = call(z)
-        return goal.value(losses.cross_entropy, logits, y), logits
+        return goal.value(climbed, logits, y), logits
 
     value, logits, grad = backend.gradient(objective)(x)
     size = ops.abs(norms.flatten(grad))
     largest = ops.max(ops.where(ops.isfinite(size), size, np.inf), axis=-1)
-    lost = ops.logical_or(largest == 0, ops.abs(value) < _ROUNDING)
+    lost = largest == 0
+    if loss is None:
+        lost = ops.logical_or(lost, ops.abs(value) < _ROUNDING)
     whole = ops.logical_and(ops.isfinite(value), ops.isfinite(largest))
     return logits, goal.reached(logits, y), lost, ops.logical_not(whole)
 
@@ -118,16 +129,17 @@ def non_finite(outputs: float, gradients: float = 0.0) -> dict[str, str]:
     return {"non_finite": text}
 
 
-def zero_gradients(share: float) -> dict[str, str]:
+def zero_gradients(share: float, of: str = "cross-entropy") -> dict[str, str]:
     """Return the sign of gradients that are exactly zero, from their share among the images that the model gets right.
 
     Args:
         share: A share in [0, 1]. The sign is given above 0.1.
+        of: What the gradients are those of.
     """
     if share <= SURE:
         return {}
     text = (
-        f"The gradient of the cross-entropy is exactly zero, or made of rounding errors alone, for {share:.0%} of "
+        f"The gradient of the {of} is exactly zero, or made of rounding errors alone, for {share:.0%} of "
         "the images: white-box attacks see nothing there, and the result may be too good."
     )
     return {"zero_gradients": text}

@@ -93,6 +93,9 @@ class WorstOf(Attack):
         white = [a for a in self.attacks if a.access == "white box"]  # they take Keras models only
         return (white or self.attacks)[0]._view(model)
 
+    def _climbs(self):
+        return tuple(loss for attack in self.attacks for loss in attack._climbs())
+
     def _accept(self, victim, y):
         for attack in self.attacks:
             attack._accept(victim, y)

@@ -173,6 +173,11 @@ class EvadeVote(Goal):
 
     def __post_init__(self):
         check_fields(self)
+        self.check(checks.MOST_CLASSES)
+
+    def check(self, classes):
+        """The class of rejected inputs must be one of the model's."""
+        self._single.check(classes)
 
     @property
     def unwanted(self) -> int:

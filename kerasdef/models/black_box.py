@@ -21,7 +21,8 @@ class BlackBox(Victim):
     """A callable as the attacks see it: logits of shape (n, classes), whatever it answers with.
 
     Its first answer tells what it gives: probabilities (no row has a negative number, each sums to 1) become
-    log-probabilities, labels of shape (n,) become a 1 in the column of the label.
+    log-probabilities, labels of shape (n,) become a 1 in the column of the label. A logit of minus infinity becomes
+    one far below all others; a row of nothing else stays as it is, and is no answer.
 
     Args:
         function: Maps float32 arrays of shape (n, ...) to logits or probabilities of shape (n, classes), or to labels
@@ -56,6 +57,8 @@ class BlackBox(Victim):
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Logits of some inputs."""
+        if not len(x):
+            return np.empty((0, self.classes), dtype="float32")
         found = [self._logits(x[part]) for part in padded_batches(len(x), _ROWS)]
         classes = max(f.shape[1] for f in found)  # a later batch may know of more labels
         return np.concatenate([np.pad(f, ((0, 0), (0, classes - f.shape[1]))) for f in found])
@@ -126,4 +129,6 @@ class BlackBox(Victim):
         if first:
             shares = (answer >= 0).all() and np.allclose(answer.sum(axis=1), 1.0, atol=1e-3)  # 1e-3: float16
             self.kind, self.classes = "probabilities" if shares else "logits", answer.shape[1]
-        return np.log(np.maximum(answer, _SMALLEST)) if self.kind == "probabilities" else np.maximum(answer, -FAR)
+        if self.kind == "probabilities":
+            return np.log(np.maximum(answer, _SMALLEST))
+        return np.where(np.isneginf(answer).all(axis=1, keepdims=True), answer, np.maximum(answer, -FAR))

@@ -56,11 +56,15 @@ def input_bounds(model) -> tuple[float, float] | None:
 
 @checked
 def float_input(model: keras.Model) -> keras.Model:
-    """Return the model as it is on floats; one with an Input of integers is joined anew behind a float Input.
+    """Return the model as it is on floats; one with an Input of uint8 is joined anew behind a float Input.
 
     Keras casts what is given to an Input of integers: decimals are cut off, and there is no gradient. The model that is
     returned shares all layers, gives the same outputs on whole numbers and has gradients. Models inside the model are
     treated alike.
+
+    Raises:
+        ValueError: An Input is of another type that is not floating point, such as bool: what lies between its values
+            is nothing that the model can be shown.
     """
     graph = _graph(model)
     if graph is None or not _casts(graph):
@@ -115,9 +119,15 @@ def _float(dtype: str) -> str:
 
 
 def _casts(graph) -> bool:
-    """Whether an Input of the model, or of a model inside it, is of integers."""
-    inner = (_graph(op) for op in graph.operations if isinstance(op, keras.Model))
-    return any("float" not in t.dtype for t in graph.inputs) or any(_casts(g) for g in inner if g is not None)
+    """Whether an Input of the model, or of a model inside it, is of uint8."""
+    inner = [_graph(op) for op in graph.operations if isinstance(op, keras.Model)]
+    found = {t.dtype for t in graph.inputs if "float" not in t.dtype}
+    if found - {"uint8"}:
+        raise ValueError(
+            "The model must take floating-point numbers, or images of uint8. "
+            f"Received: model={graph.name!r}, which has an Input of {', '.join(sorted(found))}"
+        )
+    return any([_casts(g) for g in inner if g is not None]) or bool(found)
 
 
 def _takes_pixels(graph) -> bool:

@@ -215,6 +215,8 @@ class WhiteBox(Victim):
 
     def predict(self, x: np.ndarray, *, batch_size: int = 512, seed: int = 0) -> np.ndarray:
         """Logits of shape (n, classes) for an array."""
+        if not len(x):
+            return np.empty((0, *self.view.output_shape[1:]), dtype="float32")
         kept = _FORWARD.setdefault(self.view, {})
         if self.map not in kept:
             back = self.weak()
@@ -249,4 +251,5 @@ def mean_logits(victim: WhiteBox, x, draw, count: int):
 @checked
 def predict_logits(model: keras.Model | Victim, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
     """Logits of shape (n, classes) of a classifier on an array of numbers as the model takes them."""
+    checks.positive_int("batch_size", batch_size)
     return Victim.of(model).predict(x, batch_size=batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 import weakref
 from collections.abc import Callable
@@ -58,7 +59,12 @@ def _look(model: keras.Model, shape: tuple[int, ...] | None) -> _View:
     whole = model
     if not getattr(model, "outputs", None):  # a subclassed model: its graph is what it does to an Input
         whole = _traced(model, shape)
-    outputs = whole.outputs
+    outputs, given = whole.outputs, (getattr(whole, "_functional", None) or whole).output
+    if isinstance(given, dict):
+        raise ValueError(
+            "The model must have one input and one output of shape (n, classes). "
+            f"Received: model={model.name!r}, which gives a dict of {', '.join(map(repr, given))}"
+        )
     if len(outputs) != 1 or len(outputs[0].shape) != 2 or len(whole.inputs) != 1:
         shapes = [tuple(o.shape) for o in outputs]
         raise ValueError(
@@ -103,7 +109,20 @@ def _traced(model: keras.Model, shape: tuple[int, ...] | None) -> keras.Model:
             "keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)"
         )
     images = keras.Input(shape)
-    return keras.Model(images, model(images, training=False), name=model.name)
+    try:
+        outputs = model(images, training=False)
+    except Exception as error:  # whatever the user's own `call` does with a symbolic tensor
+        raise ValueError(
+            f"The model must be traceable: its `call` gets a symbolic tensor of shape {images.shape}, which NumPy "
+            f"cannot take. Received: model={model.name!r}, which raises {type(error).__name__}: {_reason(error)}"
+        ) from error
+    return keras.Model(images, outputs, name=model.name)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error that says why, without what Keras puts before it, and without its bold letters."""
+    lines = re.sub(r"\x1b\[\d+m", "", str(error)).rpartition("Error encountered:")[2].splitlines()
+    return next((line for line in lines if line and not line.startswith("Exception encountered when calling")), "")
 
 
 def _check_head(model: keras.Model, found: graph.Head, outputs: int) -> None:
@@ -132,7 +151,7 @@ def logits_view(model: keras.Model, shape: tuple[int, ...] | None = None) -> ker
     """Return a model that shares the weights of `model`, takes float32 and gives logits of shape (n, classes).
 
     A last softmax or sigmoid is left off, also where it is deep inside models that are layers of others; a single logit
-    z becomes the pair (0, z). Integer inputs become floating point, so that gradients reach them. A model whose last
+    z becomes the pair (0, z). Inputs of uint8 become floating point, so that gradients reach them. A model whose last
     layer is not recognized is returned as it is, with a `UserWarning`.
 
     Args:
@@ -140,8 +159,8 @@ def logits_view(model: keras.Model, shape: tuple[int, ...] | None = None) -> ker
         shape: Shape of one input, for a subclassed model, which does not tell it.
 
     Raises:
-        ValueError: The model is not a built keras.Model, has several inputs or outputs, has a multi-label head, or
-            takes integer tokens.
+        ValueError: The model is not a built keras.Model, cannot be traced, has several inputs or outputs or a dict of
+            outputs, has a multi-label head, or takes integer tokens, other integers than uint8, or booleans.
     """
     check("shape", shape, tuple[int, ...] | None)
     return _found(model, shape).model or model

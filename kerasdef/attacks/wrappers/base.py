@@ -61,6 +61,9 @@ class Wrapper(Attack):
     def _view(self, model):
         return self.attack._view(model)
 
+    def _climbs(self):
+        return self.attack._climbs()
+
     def _accept(self, victim, y):
         self.attack._accept(victim, y)
 

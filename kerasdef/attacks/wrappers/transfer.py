@@ -74,6 +74,15 @@ class Transfer(Wrapper):
     def _source(self) -> Victim:
         return self.attack._view(self.source)
 
+    def _climbs(self):
+        return (None,)  # nothing is climbed on the model under attack
+
+    def _signs(self, victim, x, y):
+        """What hides weaknesses: of the model, and of the source on which the attack is made."""
+        of_source = self.attack._signs(self._source(), x, y)
+        told = {f"source_{name}": f"Of the source of the transfer: {text}" for name, text in of_source.items()}
+        return super()._signs(victim, x, y) | told
+
     def _accept(self, victim, y):
         victim.widen(self._source().classes)
 
