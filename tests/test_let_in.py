@@ -438,7 +438,7 @@ def test_records_that_are_nested_too_deep_are_damaged(saved):
     with pytest.raises(ValueError, match=r"run\.json', which is damaged"):
         run_of(saved / "m.keras")
     path = archive(saved / "m.keras", {"kerasdef.json": deep, "config.json": deep})
-    with pytest.raises(ValueError, match="notes are no JSON"):
+    with pytest.raises(ValueError, match="notes are damaged"):
         facts_of(path)
     with pytest.raises(ValueError, match="which is damaged"):
         read_keras(path)
