@@ -100,6 +100,8 @@ def _put(part: Path, path: Path) -> None:
             return
         except OSError as error:
             if not left or error.errno not in _FASTER:
+                if old.exists() and not path.exists():
+                    os.replace(old, path)  # what was there stays
                 raise
         finally:
             remove(old)

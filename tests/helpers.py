@@ -1,5 +1,6 @@
 """What tests of attacks share: linear models with closed forms, calls without a progress bar, ART's wrapper."""
 
+import multiprocessing
 import re
 
 import keras
@@ -53,6 +54,17 @@ def art_classifier(model, bounds=(0.0, 1.0)):
         loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         clip_values=bounds,
     )
+
+
+def at_once(count, write, folder):
+    """Processes that call `write(folder, number, barrier)`, and the barrier, which also waits for the caller."""
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(count + 1)
+    others = [context.Process(target=write, args=(folder, i, barrier)) for i in range(count)]
+    for other in others:
+        other.start()
+    barrier.wait()
+    return others
 
 
 def without_address(value):

@@ -1,6 +1,7 @@
 """Faults: outputs that would destroy something, two processes, damaged files, kills at any moment, full disks."""
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from helpers import at_once
 from keras import layers
 
 from kerasdef import models
@@ -202,8 +204,8 @@ def test_where_there_are_no_locks_a_run_goes_on(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", none)
-    Store(tmp_path / "run", {}).get("x", lambda: ({}, {}), phase="p")
-    Store(tmp_path / "run", {}).get("x", lambda: pytest.fail("made again"), phase="p")
+    Store(tmp_path / "run", {}).get("x", lambda: ({}, {"a": 1}), phase="p")
+    assert Store(tmp_path / "run", {}).get("x", lambda: pytest.fail("made again"), phase="p")[1]["a"] == 1
 
 
 def _put(folder, number, barrier):
@@ -218,11 +220,7 @@ def _put(folder, number, barrier):
 
 
 def test_processes_that_write_one_folder_at_once_leave_a_whole_one(tmp_path):
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(3)
-    others = [context.Process(target=_put, args=(tmp_path, i, barrier)) for i in range(3)]
-    for other in others:
-        other.start()
+    others = at_once(3, _put, tmp_path)
     for other in others:
         other.join()
     assert [other.exitcode for other in others] == [0, 0, 0]
@@ -722,3 +720,20 @@ def test_a_callable_is_asked_the_same_when_a_run_goes_on(digits, digits_model, t
         found = sequence.run(parts, serve, x, y, progress=False, out=tmp_path / "run")
     np.testing.assert_array_equal(found.x_adv, whole.x_adv)
     np.testing.assert_array_equal(found.evaluations, whole.evaluations)
+
+
+def test_where_the_last_step_of_a_write_fails_the_folder_that_was_there_stays(tmp_path, monkeypatch):
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "mine").write_text("earlier")
+    real = os.replace
+
+    def replace(one, other):
+        if str(other).endswith("served") and ".old" not in str(one):
+            raise OSError(errno.EIO, "Input/output error")
+        real(one, other)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="served"):
+        write_whole(tmp_path / "served", lambda part: part.mkdir())
+    assert [p.name for p in tmp_path.iterdir()] == ["served"]
+    assert (tmp_path / "served" / "mine").read_text() == "earlier"

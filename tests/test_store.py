@@ -1,10 +1,9 @@
 """The store of a run: pieces once, judging again where asked, the same run by content, seeds and costs."""
 
-import multiprocessing
-
 import keras
 import numpy as np
 import pytest
+from helpers import at_once
 from keras import layers
 
 from kerasdef import losses
@@ -101,12 +100,7 @@ def _write(folder, number, barrier):
 
 
 def test_processes_that_write_one_piece_at_once_leave_a_whole_one(tmp_path):
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(3)
-    others = [context.Process(target=_write, args=(tmp_path, i, barrier)) for i in range(2)]
-    for other in others:
-        other.start()
-    barrier.wait()
+    others = at_once(2, _write, tmp_path)
     seen = 0
     while any(other.is_alive() for other in others) or not seen:
         if (tmp_path / "x.npz").exists():
