@@ -10,7 +10,19 @@ from helpers import quiet
 from keras import ops
 
 from kerasdef import losses
-from kerasdef.attacks import APGD, BIM, FAB, FMN, NES, CarliniWagner, CarliniWagnerLinf, DeepFool, engine, queries
+from kerasdef.attacks import (
+    APGD,
+    BIM,
+    FAB,
+    FMN,
+    NES,
+    CarliniWagner,
+    CarliniWagnerLinf,
+    DeepFool,
+    engine,
+    queries,
+    signs,
+)
 
 
 class Counted(keras.layers.Layer):
@@ -63,7 +75,7 @@ def test_a_sweep_of_a_setting_traces_nothing_after_the_first(make, counted):
 @pytest.mark.slow
 def test_no_program_is_kept_without_end_where_every_call_has_a_loss_of_its_own(counted, monkeypatch):
     model, _, x, y = counted
-    for module in (engine, queries):
+    for module in (engine, queries, signs):
         assert module._KEPT <= 16
         monkeypatch.setattr(module, "_KEPT", 4)
     for make in (lambda loss: BIM(eps=0.1, steps=1, loss=loss), lambda loss: NES(eps=0.1, queries=5, loss=loss)):

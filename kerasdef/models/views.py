@@ -207,6 +207,8 @@ def named_views(models: list[keras.Model]) -> list[keras.Model]:
 @checked
 def stack_logits(models: list[keras.Model]) -> keras.Model:
     """Return one model from images to the logits of all `models`, of shape (n, members, classes)."""
+    if not models:
+        raise ValueError(f"`models` must be one or more models. Received: models={models!r}")
     views = named_views(models)
     inputs = keras.Input(views[0].input_shape[1:])
     return as_logits(keras.Model(inputs, ops.stack([view(inputs) for view in views], axis=1)))
