@@ -50,7 +50,7 @@ class Detector(keras.layers.Layer):
 
     @checked
     def __init__(self, *, rate: float = 0.05, bounds: tuple[float, float] | None = None, **kwargs):
-        super().__init__(dtype="float32", **kwargs)
+        super().__init__(**{"dtype": "float32"} | kwargs)
         self.rate = _rate(rate)
         self.bounds = None if bounds is None else checks.bounds(bounds)
         self.trainable = False
