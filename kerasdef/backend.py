@@ -245,7 +245,8 @@ def evaluate_drawn(model: keras.Model, x, states):
 
     if NAME == "tensorflow":
         # not `tf.vectorized_map`, which has no rules for random numbers; measured, it is no faster here
-        options = {"fn_output_signature": "float32", "parallel_iterations": _AT_ONCE}
+        at_once = None if tf.executing_eagerly() else _AT_ONCE
+        options = {"fn_output_signature": "float32", "parallel_iterations": at_once}
         return tf.map_fn(lambda z: one(*z), (x, tuple(states)), **options)
     return jax.vmap(one)(x, tuple(states))
 
