@@ -9,6 +9,7 @@ from kerasdef.defenses.base import as_defense as as_defense
 from kerasdef.defenses.hybrid import EvadeEnsemble as EvadeEnsemble
 from kerasdef.defenses.hybrid import HybridDefense as HybridDefense
 from kerasdef.defenses.loading import load as load
+from kerasdef.defenses.runtime import Runtime as Runtime
 from kerasdef.defenses.voting import EvadeVote as EvadeVote
 from kerasdef.defenses.voting import Vote as Vote
 from kerasdef.defenses.voting import Voting as Voting

@@ -109,6 +109,11 @@ class Defense(keras.Model):
         """The outputs of the defense from logits as the model of its surface gives them."""
 
     @property
+    def learns(self) -> bool:
+        """Whether it has a method `learn`, which moves its state when true labels arrive."""
+        return False
+
+    @property
     def facts(self) -> dict:
         """What a file of the defense says of it, as JSON values: kind, classes, reject, bounds."""
         kind = type(self).__name__
