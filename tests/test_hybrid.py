@@ -14,7 +14,7 @@ from kerasdef.defenses import AdaptiveWeights, EvadeEnsemble, HybridDefense, Run
 from kerasdef.defenses.detectors import LogitDeviation
 from kerasdef.defenses.purifiers import BitDepth, Purifier
 from kerasdef.models import Victim, predict_logits
-from kerasdef.models.export import export
+from kerasdef.models.export import export, facts_of
 
 SHAPE, K = (4, 4, 1), 3
 
@@ -239,6 +239,27 @@ def test_a_served_defense_predicts_updates_and_predicts(members, detector, tmp_p
     here = defense.update(x, y)
     np.testing.assert_allclose(found["weights"], here["weights"], atol=1e-5)
     assert np.abs(found["after"] - found["before"]).max() > 1e-4
+
+
+@pytest.mark.skipif(backend.NAME != "tensorflow", reason="ONNX is written with the TensorFlow backend")
+def test_onnx_runtime_decides_as_the_live_defense(members, detector, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    defense = HybridDefense(members, detector=detector, purifier=BitDepth(2))
+    file = export(defense, tmp_path / "defense.onnx", to="onnx")  # compares the two itself
+    x = images(30, 7)
+    x[0] = np.nan
+    session = onnxruntime.InferenceSession(file)
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(names, {"images": x}), strict=True))
+    assert (found["label"][0], found["is_adversarial"][0]) == (K, True)
+    assert np.array_equal(found["label"][1:], defense.decide(x[1:]).label)
+    assert facts_of(file)["kind"] == "HybridDefense"
+    export(defense, file, to="onnx")  # in the place of an earlier one
+    with pytest.raises(ValueError, match="must draw no random numbers"):
+        export(HybridDefense(members, sigma=0.1, repair="always"), tmp_path / "noisy.onnx", to="onnx")
+    (tmp_path / "other.onnx").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="was not exported by kerasdef"):
+        export(defense, tmp_path / "other.onnx", to="onnx")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from kerasdef import checks, models
 from kerasdef.annotations import check_fields, checked
 from kerasdef.goals import Evade, Goal, Misclassify
 from kerasdef.models.bounds import UNIT, input_bounds, onto
-from kerasdef.models.guard import NOBODY, Flag, Guard
+from kerasdef.models.guard import NOBODY, Flag, Guard, argmax
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ class Verdict(keras.layers.Layer):
     def call(self, logits):
         """The outputs of a defense."""
         (logits,) = logits
-        label = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        label = argmax(logits)
         answer = {"label": label, "probabilities": ops.softmax(logits, axis=-1)}
         if self.flags:
             answer["is_adversarial"] = ops.equal(label, NOBODY if self.reject is None else self.reject)

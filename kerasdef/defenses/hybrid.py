@@ -18,7 +18,7 @@ from kerasdef.defenses.purifiers.base import Purifier
 from kerasdef.defenses.weights import AdaptiveWeights
 from kerasdef.goals import Evade, Goal, Misclassify, answered
 from kerasdef.models.bounds import onto
-from kerasdef.models.guard import MOST
+from kerasdef.models.guard import MOST, argmax, finite
 
 REPAIR = ("flagged", "always")
 FLAGGED = ("rejected", "answered")
@@ -133,7 +133,7 @@ class Stages(keras.layers.Layer):
         if self.detector is None:
             return ops.log_softmax(logits, axis=-1), None
         excess = self.detector.excess(x, logits)
-        return ops.log_softmax(logits, axis=-1), ops.where(ops.isfinite(excess), excess, MOST)
+        return ops.log_softmax(logits, axis=-1), ops.where(finite(excess), excess, MOST)
 
     def parts(self, x):
         """Logarithms of the members' probabilities after the repair, (n, members, K), and the excess, (n,), or None."""
@@ -200,8 +200,8 @@ class Answer(keras.layers.Layer):
         joint = self.goal.joint(staged)
         real = joint if self.goal.reject is None else joint[:, :-1]
         found = {
-            "label": ops.cast(ops.argmax(joint, axis=-1), "int32"),
-            "answer": ops.cast(ops.argmax(real, axis=-1), "int32"),
+            "label": argmax(joint),
+            "answer": argmax(real),
             "probabilities": ops.softmax(joint, axis=-1),
         }
         if self.goal.reject is not None:

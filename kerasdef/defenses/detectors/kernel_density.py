@@ -12,6 +12,7 @@ from kerasdef import checks, models
 from kerasdef.annotations import checked
 from kerasdef.defenses.detectors import features
 from kerasdef.defenses.detectors.base import Detector
+from kerasdef.models.guard import argmax
 
 _NONE = -1e30  # logarithm of a share of 0; finite, so that gradients are
 
@@ -91,7 +92,7 @@ class KernelDensity(Detector):
     def call(self, x, logits):
         """Scores of shape (n,)."""
         feature = features.pooled(features.evaluated(self._view.models[0], x)[0])
-        given = ops.argmax(ops.mean(ops.softmax(logits, axis=-1), axis=1), axis=-1)
+        given = argmax(ops.mean(ops.softmax(logits, axis=-1), axis=1))
         squares = ops.sum(ops.square(feature), axis=1, keepdims=True) + ops.sum(ops.square(self.reference), axis=1)
         distance = ops.maximum(squares - 2 * ops.matmul(feature, ops.transpose(self.reference)), 0.0)
         kernels = ops.take(self.share, given, axis=0) - distance / (2 * ops.square(self.width))
