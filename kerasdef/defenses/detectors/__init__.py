@@ -1,5 +1,6 @@
 """Detectors: layers that score how adversarial an input looks."""
 
+from kerasdef.defenses.detectors.art import ARTDetector as ARTDetector
 from kerasdef.defenses.detectors.base import Detector as Detector
 from kerasdef.defenses.detectors.conv_filter_statistics import ConvFilterStatistics as ConvFilterStatistics
 from kerasdef.defenses.detectors.feature_squeezing import FeatureSqueezing as FeatureSqueezing
