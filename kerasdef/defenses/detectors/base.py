@@ -57,7 +57,7 @@ class Detector(thresholds.Thresholded, keras.layers.Layer):
 
     @checked
     def __init__(self, *, rate: float = 0.05, reach: float = 2.0, bounds: tuple[float, float] | None = None, **kwargs):
-        super().__init__(dtype="float32", **kwargs)
+        super().__init__(**{"dtype": "float32"} | kwargs)
         self.rate = thresholds.checked_rate(rate)
         self.reach = thresholds.checked_reach(reach)
         self.bounds = None if bounds is None else checks.bounds(bounds)
