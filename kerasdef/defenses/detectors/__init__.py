@@ -7,4 +7,3 @@ from kerasdef.defenses.detectors.feature_squeezing import FeatureSqueezing as Fe
 from kerasdef.defenses.detectors.kernel_density import KernelDensity as KernelDensity
 from kerasdef.defenses.detectors.logit_deviation import LogitDeviation as LogitDeviation
 from kerasdef.defenses.detectors.mahalanobis import Mahalanobis as Mahalanobis
-from kerasdef.defenses.detectors.reject_logit import RejectLogit as RejectLogit
