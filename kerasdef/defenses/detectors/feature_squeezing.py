@@ -21,9 +21,8 @@ class FeatureSqueezing(Detector):
     the paper's squeezers for color images, is left out.
 
     Args:
-        squeezers: Purifiers, each of which makes a squeezed version. None takes those that the paper finds best and that
-            are here: a bit depth of 1 and a median of 2 x 2 for images of one channel, a bit depth of 5 and that median
-            for others.
+        squeezers: Purifiers, each of which makes a squeezed version. None takes those of the paper's best combinations
+            that are here: a median of 2 x 2, and a bit depth of 1 for images of one channel, of 5 for others.
         rate: As in `Detector`.
         bounds: As in `Detector`.
 
