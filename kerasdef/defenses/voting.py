@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state
 
 from kerasdef import checks
 from kerasdef.annotations import check_fields, checked
-from kerasdef.defenses.base import NOBODY, OfMembers, check_member
+from kerasdef.defenses.base import NOBODY, OfMembers, check_members
 from kerasdef.goals import Evade, Goal, Misclassify, answered
 
 _SEEDS = np.iinfo(np.int32).max  # scikit-learn draws the seeds of the members below this
@@ -127,14 +127,7 @@ class Voting(OfMembers):
         bounds: tuple[float, float] | None = None,
         name: str = "vote",
     ):
-        members = list(members)
-        if not members:
-            raise ValueError("`members` must be one or more models. Received: members=[]")
-        for member in members:
-            check_member(member)
-        shapes = {(tuple(m.input_shape), tuple(m.output_shape)) for m in members}
-        if len(shapes) > 1:
-            raise ValueError(f"`members` must have the same input and output shapes. Received: {sorted(shapes)}")
+        members = check_members(members)
         outputs = max(2, members[0].output_shape[-1])  # one sigmoid output stands for two classes
         if reject is not None and reject >= outputs:
             raise ValueError(f"`reject` must be below the number of outputs, {outputs}. Received: reject={reject}")
