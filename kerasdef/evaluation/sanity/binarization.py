@@ -30,6 +30,7 @@ SURE = 0.05  # level of the test that random draws find fewer
 GAP = 0.95  # inner points lie within this part of the radius (paper, eta)
 _LEAST = 200  # random draws at least (authors' code)
 _ROUNDS = 10  # times that points are drawn until they are not flagged (authors' code)
+_SPARE = 5  # for each of so many images one more is there, in the place of those that cannot be tested
 _ATTEMPTS = 3  # sets of points of which the heads of an image are made, until one makes a sound problem
 _DRAWN = 8  # looks at every point where the features are random
 _SOFT = 1e6  # inverse of the penalty on the weights of a head: as good as none
@@ -178,18 +179,21 @@ def binarization(
     checks.positive_int("n", n)
     checks.positive_int("inner", inner)
     checks.positive_int("boundary", boundary)
+    checks.positive_int("batch_size", batch_size)
     checks.non_negative_int("seed", seed)
     closeness = checks.real("closeness", closeness, low=0.0)
     if closeness >= 1:
         raise ValueError(f"`closeness` must be below 1. Received: closeness={closeness}")
-    x = checks.images("x", x, limits=attack.bounds, shape=defense.input_shape[1:])
     norm, radii = _threat(attack, eps, len(x))
-    chosen = _accepted(defense, attack, x, y)[:n]
+    x = checks.images("x", x, limits=attack.bounds, shape=defense.input_shape[1:])
+    y = None if y is None else checks.labels("y", y, n=len(x), classes=defense.classes)
+    chosen = _accepted(defense, attack, x, y, n + -(-n // _SPARE))
     attack, x, radii = attack.rows(chosen, len(x)), x[chosen], radii[chosen]
     scale = (defense.bounds[1] - defense.bounds[0]) / (attack.bounds[1] - attack.bounds[0])
     made = problem(defense, norm, onto(x, defense.bounds, attack.bounds), radii * scale)
     test = _Test(defense, attack.with_goal(made.goal), made, norm, x, radii, sample_seeds(seed, chosen))
     known = test.solve(inner, boundary, closeness)
+    known &= np.cumsum(known) <= n
     found, spent = test.attacked(known, batch_size, seed, progress)
     draws = max(_LEAST, int(spent.max(initial=0)))
     drawn = test.drawn(known, draws)
@@ -213,15 +217,19 @@ def _threat(attack: Attack, eps: float | None, n: int) -> tuple[Norm, np.ndarray
     return norm, np.asarray(radii, dtype="float32")
 
 
-def _accepted(defense: Defense, attack: Attack, x: np.ndarray, y: np.ndarray | None) -> np.ndarray:
-    """Which images the defense does not flag and, where labels are given, labels right."""
-    decision = defense.decide(x, bounds=attack.bounds)
-    good = ~decision.rejected
-    if y is not None:
-        good &= decision.label == checks.labels("y", y, n=len(x))
-    if not good.any():
+def _accepted(defense: Defense, attack: Attack, x: np.ndarray, y: np.ndarray | None, wanted: int) -> np.ndarray:
+    """The first images that the defense does not flag and, where labels are given, labels right."""
+    found: list[int] = []
+    for start in range(0, len(x), 2 * wanted):
+        part = slice(start, start + 2 * wanted)
+        decision = defense.decide(x[part], bounds=attack.bounds)
+        good = ~decision.rejected if y is None else ~decision.rejected & (decision.label == y[part])
+        found += (start + np.flatnonzero(good)).tolist()
+        if len(found) >= wanted:
+            break
+    if not found:
         raise ValueError("`x` must have images that the defense labels right and does not flag. Received: none of them")
-    return np.flatnonzero(good)
+    return np.asarray(found[:wanted])
 
 
 def apart(norm: Norm, x: np.ndarray, radii: np.ndarray) -> list[np.ndarray]:
@@ -313,8 +321,10 @@ class _Test:
         points, good = None, np.zeros((len(rows), count), dtype=bool)
         for turn in range(_ROUNDS):
             fresh = draw(self.norm, x, radii, self.attack.bounds, count, branch(seeds, turn))
-            fine = ~self.defense.decide(fresh.reshape(-1, *x.shape[1:]), bounds=self.attack.bounds).rejected
-            fine = fine.reshape(good.shape)
+            if self.defense.reject is None:
+                return fresh, ~good
+            flat = fresh.reshape(-1, *x.shape[1:])
+            fine = ~self.defense.decide(flat, bounds=self.attack.bounds).rejected.reshape(good.shape)
             points = fresh if points is None else points
             for i in range(len(rows)):
                 free, new = np.flatnonzero(~good[i]), np.flatnonzero(fine[i])

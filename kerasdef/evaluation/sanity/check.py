@@ -125,9 +125,15 @@ def self_check(
     https://arxiv.org/abs/2206.13991.
     """
     n = checks.positive_int("n", n)
+    x = checks.images("x", x, limits=attack.bounds)
+    y = checks.labels("y", y, n=len(x))
+    checks.positive_int("batch_size", batch_size)
+    checks.non_negative_int("seed", seed)
     options = {"batch_size": batch_size, "seed": seed, "progress": progress}
     binary, skipped = None, []
     norm, radii = reach(attack, len(x))
+    if eps is not None:
+        checks.real("eps", eps, low=0.0, open_low=True)
     if isinstance(defense, Outputs):
         skipped.append("There is no binarization test of a defense of which only outputs are known.")
     elif norm is None or (radii is None and eps is None):

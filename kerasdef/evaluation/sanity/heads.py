@@ -12,7 +12,9 @@ import numpy as np
 from keras import ops
 
 from kerasdef import models
-from kerasdef.defenses.base import Defense, OfMembers
+from kerasdef.defenses.base import Defense, Members, OfMembers
+from kerasdef.defenses.detectors import Detector
+from kerasdef.defenses.hybrid import HybridDefense, Stages
 from kerasdef.goals import Goal
 from kerasdef.models.features import features_of
 from kerasdef.norms import Norm, flatten
@@ -200,3 +202,74 @@ def _(defense, members, own, images):
 def seen(defense, images):
     """What the members of a defense are shown of images."""
     return images
+
+
+class Watching(keras.layers.Layer):
+    """A detector that goes on watching the members for which it was fitted, whoever stands in their place.
+
+    Args:
+        detector: The detector.
+        members: Its members, as the layer `Members`.
+    """
+
+    def __init__(self, detector: Detector, members: Members, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.detector, self.members = detector, members
+        self.built = True
+
+    def excess(self, x, logits):
+        """The excess of the detector, whatever the logits are."""
+        return self.detector.excess(x, ops.stack(self.members(x), axis=1))
+
+
+class Seen(keras.layers.Layer):
+    """What the members of a `HybridDefense` are shown: images, repaired where it repairs them, with one draw of noise.
+
+    Args:
+        stages: The stages of the defense.
+    """
+
+    def __init__(self, stages: Stages, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.stages = stages
+        self.seeds = keras.random.SeedGenerator(0) if stages.sigma > 0 else None
+        self.built = True
+
+    def call(self, x):
+        """Repair the images."""
+        repaired = x if self.stages.purifier is None else self.stages.purifier(x)
+        if self.seeds is not None:
+            repaired = repaired + self.stages.sigma * keras.random.normal(ops.shape(x), seed=self.seeds)
+        if self.stages.always:
+            return repaired
+        excess = self.stages.watched(x)[1]
+        if excess is None:
+            return x
+        return ops.where(ops.reshape(excess > 0, (-1,) + (1,) * (len(x.shape) - 1)), repaired, x)
+
+    def compute_output_spec(self, x):
+        """Shape and type of the images."""
+        return keras.KerasTensor(x.shape, dtype="float32")
+
+
+@rebuilt.register(HybridDefense)
+def _(defense, members, own, images):
+    stages = defense.stages
+    again = Stages(
+        members,
+        None if stages.detector is None else Watching(stages.detector, stages.members, name="watching"),
+        stages.purifier,
+        sigma=stages.sigma,
+        draws=stages.draws,
+        weights=stages.weighted,
+        always=stages.always,
+        rejects=stages.rejects,
+        seed=0,
+        name="stages",
+    )
+    return own(images, again(images))
+
+
+@seen.register(HybridDefense)
+def _(defense, images):
+    return Seen(defense.stages, name="seen")(images) if defense.stages.repairs else images

@@ -150,6 +150,7 @@ def unbounded(
 
     References: Carlini et al., 2019, https://arxiv.org/abs/1902.06705 (section 4.5: unbounded attacks reach 100 %).
     """
+    _check(attack, x, y, batch_size, seed)
     norm, radii = reach(attack, len(x))
     if norm is None or radii is None:
         return Unbounded(robust(defense, attack, x, y, batch_size, seed, progress), None)
@@ -200,6 +201,7 @@ def monotone(
 
 def _monotone(defense, attack, x, y, setting, factors, batch_size, seed, progress, once) -> Monotone:
     """As `monotone`; `once` is what the attack as it is left, where that is known."""
+    _check(attack, x, y, batch_size, seed)
     checks.one_of("setting", setting, SETTINGS)
     if not has(attack, setting):
         raise ValueError(f"`setting` must be one that the attack has. Received: setting={setting!r}, attack={attack!r}")
@@ -224,6 +226,14 @@ def _times(factor: float) -> Callable:
         return max(1, round(factor * value)) if isinstance(value, int) else factor * value
 
     return change
+
+
+def _check(attack: Attack, x, y, batch_size: int, seed: int) -> None:
+    """Raise where an argument is wrong that the attack itself would get."""
+    x = checks.images("x", x, limits=attack.bounds)
+    checks.labels("y", y, n=len(x))
+    checks.positive_int("batch_size", batch_size)
+    checks.non_negative_int("seed", seed)
 
 
 def robust(defense, attack: Attack, x, y, batch_size: int, seed: int, progress: bool | None) -> np.ndarray:
