@@ -27,6 +27,7 @@ import kerasdef
 from kerasdef import annotations, attacks, backend, goals, losses, norms
 from kerasdef.attacks import FGSM, PGD
 from kerasdef.attacks.by_name import make
+from kerasdef.defenses import Plain
 from kerasdef.evaluation import Outcome
 from kerasdef.models.loading import read_keras
 from kerasdef.recipes.base import fit
@@ -113,6 +114,10 @@ TABLE = {
     "kerasdef.evaluation.tpr_at_fpr": {"clean_scores": X[:, 0], "adv_scores": X[:, 1], "fpr": 0.1},
     "kerasdef.evaluation.mcnemar": {"a": Y > 0, "b": Y > 1},
     "kerasdef.evaluation.wilson": {"successes": 1, "n": 2},
+    "kerasdef.evaluation.binarization": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.unbounded": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.monotone": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.self_check": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
     # models
     "kerasdef.models.WhiteBox": {"model": MODEL},
     "kerasdef.models.predict_logits": {"model": MODEL, "x": X},
@@ -181,6 +186,10 @@ OPEN = {
     "kerasdef.datasets.DatasetNotFound": "an error",
     "kerasdef.poisoning.random_points": "takes a record of the library",
     "kerasdef.evaluation.Evaluation": RECORD,
+    "kerasdef.evaluation.Binarization": RECORD,
+    "kerasdef.evaluation.Monotone": RECORD,
+    "kerasdef.evaluation.Unbounded": RECORD,
+    "kerasdef.evaluation.SelfCheck": RECORD,
     "kerasdef.evaluation.evaluate": "takes a plan and a data set, which are checked",
     "kerasdef.evaluation.measure": "takes outcomes, which are checked",
     "kerasdef.testing.linear_model": "makes models for tests",
@@ -310,7 +319,11 @@ def ending(name: str, parameter: str, value) -> str | None:
 
 
 # what a good value of these would begin to do takes longer than a test may: only values of a wrong kind are tried
-LONG = ("kerasdef.attacks.gma_analysis", "kerasdef.poisoning.poisoning_effect")
+LONG = (
+    "kerasdef.attacks.gma_analysis",
+    "kerasdef.poisoning.poisoning_effect",
+    *(f"kerasdef.evaluation.{name}" for name in ("binarization", "unbounded", "monotone", "self_check")),
+)
 
 
 def tried(call: tuple[str, str], value) -> bool:

@@ -8,7 +8,21 @@ from kerasdef.evaluation.statistics import mcnemar as mcnemar
 from kerasdef.evaluation.statistics import tpr_at_fpr as tpr_at_fpr
 from kerasdef.evaluation.statistics import wilson as wilson
 
-_LATER = {"Images": "plan", "Plan": "plan", "Planned": "plan", "evaluate": "judging", "Evaluation": "judging"}
+_LATER = {
+    "Images": "plan",
+    "Plan": "plan",
+    "Planned": "plan",
+    "evaluate": "judging",
+    "Evaluation": "judging",
+    "Binarization": "sanity.binarization",
+    "binarization": "sanity.binarization",
+    "Monotone": "sanity.trends",
+    "Unbounded": "sanity.trends",
+    "monotone": "sanity.trends",
+    "unbounded": "sanity.trends",
+    "SelfCheck": "sanity.check",
+    "self_check": "sanity.check",
+}
 
 
 def __getattr__(name: str):
