@@ -7,6 +7,9 @@ from kerasdef.defenses.base import Plain as Plain
 from kerasdef.defenses.base import RejectClass as RejectClass
 from kerasdef.defenses.base import as_defense as as_defense
 from kerasdef.defenses.loading import load as load
+from kerasdef.defenses.smoothing import Certificates as Certificates
+from kerasdef.defenses.smoothing import Predictions as Predictions
+from kerasdef.defenses.smoothing import Smoothed as Smoothed
 from kerasdef.defenses.voting import EvadeVote as EvadeVote
 from kerasdef.defenses.voting import Vote as Vote
 from kerasdef.defenses.voting import Voting as Voting
