@@ -19,6 +19,7 @@ class Rows:
         path: The file. Who makes the object holds the folder: no other process writes it.
         columns: What reads the text of each column, by the name of the column. It raises ValueError for a text that
             it cannot read.
+        fits: Whether a row, given its place from 0 and its values, is one that belongs there; None takes every row.
 
     Attributes:
         found: The whole rows that were in the file, each a dict.
@@ -28,14 +29,20 @@ class Rows:
         OSError: It cannot be written.
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, Callable[[str], object]]):
-        self.path, self.columns = path, dict(columns)
+    def __init__(
+        self,
+        path: Path,
+        columns: Mapping[str, Callable[[str], object]],
+        fits: Callable[[int, Mapping], bool] | None = None,
+    ):
+        self.path, self.columns, self.fits = path, dict(columns), fits
         with naming(path):
             self.found, whole = self._read(path.read_bytes() if path.exists() else b"")
             if not whole:
                 path.write_bytes(self._line(self.columns))
             elif whole < path.stat().st_size:
-                self._cut(whole)
+                with path.open("r+b") as file:
+                    file.truncate(whole)
 
     def append(self, rows: Iterable[Mapping]) -> None:
         """Write rows behind the others."""
@@ -43,19 +50,13 @@ class Rows:
         with naming(self.path), self.path.open("ab") as file:
             file.write(text)
 
-    def keep(self, count: int) -> None:
-        """Keep the first rows of the file only."""
-        kept = [self.columns, *([str(row[name]) for name in self.columns] for row in self.found[:count])]
-        self.found = self.found[:count]
-        with naming(self.path):
-            self._cut(sum(len(self._line(cells)) for cells in kept))
-
     def _read(self, data: bytes) -> tuple[list[dict], int]:
         """The whole rows, and the bytes of the head and of these rows."""
         lines = data.split(b"\n")[:-1]  # behind the last line break there is nothing, or a part of a row
-        if not lines:
+        head = self._line(self.columns)
+        if not lines and head.startswith(data):
             return [], 0
-        if lines[0] + b"\n" != self._line(self.columns):
+        if not data.startswith(head):
             raise ValueError(
                 f"{self.path} must be a table with the columns {', '.join(self.columns)}: move the file that is there "
                 "elsewhere, or remove it."
@@ -63,7 +64,7 @@ class Rows:
         rows, whole = [], len(lines[0]) + 1
         for line in lines[1:]:
             row = self._row(line)
-            if row is None:
+            if row is None or not (self.fits is None or self.fits(len(rows), row)):
                 warnings.warn(
                     f"{self.path} is damaged in row {len(rows) + 1}: it is made again from there.",
                     UserWarning,
@@ -82,10 +83,6 @@ class Rows:
             return None
         # what is written again must be the same bytes
         return row if self._line(str(v) for v in row.values()) == line + b"\n" else None
-
-    def _cut(self, size: int) -> None:
-        with self.path.open("r+b") as file:
-            file.truncate(size)
 
     @staticmethod
     def _line(cells: Iterable[str]) -> bytes:
