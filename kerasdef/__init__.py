@@ -13,6 +13,7 @@ _PUBLIC = {
     "Dataset": "kerasdef.datasets",
     "Report": "kerasdef.reporting.report",
     "attack": "kerasdef.recipes.attack:attack",
+    "certify": "kerasdef.recipes.certify:certify",
     "gma_victims": "kerasdef.recipes.victims:gma_victims",
     "train_iar": "kerasdef.recipes.iar.training:train",
     "train_mia": "kerasdef.recipes.mia.training:train",

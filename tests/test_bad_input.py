@@ -34,7 +34,7 @@ from kerasdef.recipes.base import fit
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
-from kerasdef.recipes.settings import AttackSettings
+from kerasdef.recipes.settings import AttackSettings, CertifySettings
 from kerasdef.training import Mixture, Stage
 
 PACKAGES = (
@@ -100,6 +100,7 @@ TABLE = {
     # defenses
     "kerasdef.defenses.Plain": {"model": MODEL},
     "kerasdef.defenses.RejectClass": {"model": MODEL},
+    "kerasdef.defenses.Smoothed": {"model": MODEL, "sigma": 0.1},
     "kerasdef.defenses.as_defense": {"model": MODEL},
     "kerasdef.defenses.load": {"path": "nowhere"},
     "kerasdef.defenses.Voting": {"members": [MODEL, OTHER]},
@@ -110,6 +111,7 @@ TABLE = {
     "kerasdef.evaluation.Plan": {"model": "m", "rows": np.arange(3)},
     "kerasdef.evaluation.Planned": {"attack": PGD()},
     "kerasdef.evaluation.Images": {"x": X, "index": np.arange(6)},
+    "kerasdef.evaluation.certified_accuracy": {"correct": Y > 0, "radius": X[:, 0]},
     "kerasdef.evaluation.auroc": {"clean_scores": X[:, 0], "adv_scores": X[:, 1]},
     "kerasdef.evaluation.tpr_at_fpr": {"clean_scores": X[:, 0], "adv_scores": X[:, 1], "fpr": 0.1},
     "kerasdef.evaluation.mcnemar": {"a": Y > 0, "b": Y > 1},
@@ -148,6 +150,7 @@ TABLE = {
     "kerasdef.testing.LinearOracle": {"weights": RNG.normal(size=(4, 3))},
     # training
     "kerasdef.training.AdversarialTraining": {"model": MODEL, "attack": PGD()},
+    "kerasdef.training.NoiseTraining": {"model": MODEL, "sigma": 0.1},
     "kerasdef.training.FreeTraining": {"model": MODEL, "eps": 0.1, "batch_size": 2},
     "kerasdef.training.Distillation": {"model": MODEL},
     "kerasdef.training.RobustValidation": {"x": X, "y": Y, "attack": PGD()},
@@ -177,6 +180,8 @@ OPEN = {
     "kerasdef.models.check_symbolic": "the check that others make of their models",
     "kerasdef.defenses.Defense": "an abstract class",
     "kerasdef.defenses.Decision": RECORD,
+    "kerasdef.defenses.Certificates": RECORD,
+    "kerasdef.defenses.Predictions": RECORD,
     "kerasdef.attacks.Result": RECORD,
     "kerasdef.attacks.SequenceResult": RECORD,
     "kerasdef.attacks.GMAAnalysis": RECORD,
@@ -201,6 +206,7 @@ OPEN = {
     "kerasdef.attacks.from_cleverhans": "needs another library; in test_adapters",
     "kerasdef.gma_victims": "in test_victims",
     "kerasdef.attack": "AttackSettings is tried in its place",
+    "kerasdef.certify": "CertifySettings is tried in its place",
 }
 
 
@@ -222,9 +228,16 @@ def public() -> dict[str, typing.Callable]:
 
 PUBLIC = public()
 OPEN |= {n: "its settings class is tried in its place" for n in PUBLIC if n.startswith("kerasdef.train_")}
-OWN = {"attack": AttackSettings, "robust": RobustSettings, "mia": MIASettings, "iar": IARSettings, **METHODS}
+OWN = {
+    "attack": AttackSettings,
+    "certify": CertifySettings,
+    "robust": RobustSettings,
+    "mia": MIASettings,
+    "iar": IARSettings,
+    **METHODS,
+}
 SETTINGS = {f"settings of {name}": cls for name, cls in OWN.items()}
-TABLE["settings of attack"] = {"model": "m.keras"}
+TABLE["settings of attack"] = TABLE["settings of certify"] = {"model": "m.keras"}
 
 
 def needs(function) -> bool:

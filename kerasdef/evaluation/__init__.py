@@ -1,5 +1,6 @@
 """Evaluation: what each model said of each image, and the report made of it."""
 
+from kerasdef.evaluation.certified import certified_accuracy as certified_accuracy
 from kerasdef.evaluation.measures import measure as measure
 from kerasdef.evaluation.outcomes import COLUMNS as COLUMNS
 from kerasdef.evaluation.outcomes import Outcome as Outcome
