@@ -50,6 +50,10 @@ class Goal(ABC):
         gap = self.value(losses.margin, logits, y)
         return gap, -ops.ones_like(gap)
 
+    def joint(self, logits):
+        """Logits of shape (n, classes) on which, or nearly on which, the model decides."""
+        return logits
+
     def averaged(self, logits):
         """Outputs of shape (n, ...) that stand for several draws of a random model, of shape (n, draws, ...).
 

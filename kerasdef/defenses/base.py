@@ -107,6 +107,16 @@ class Defense(keras.Model):
         """The outputs of the defense from logits as the model of its surface gives them."""
 
     @property
+    def members(self) -> list[keras.Model]:
+        """The classifiers that it is made of, as far as it is made of any."""
+        return []
+
+    @property
+    def not_attacked(self) -> dict[str, str]:
+        """Parts of the defense that an attack on its surface leaves as they are, and what they do, in words."""
+        return {}
+
+    @property
     def facts(self) -> dict:
         """What a file of the defense says of it, as JSON values: kind, classes, reject, bounds."""
         kind = type(self).__name__
@@ -315,6 +325,7 @@ class Outputs:
         self.bounds = checks.bounds(bounds)
         self.name = name or getattr(function, "__name__", "model")
         self._attacked = models.BlackBox(function, bounds=self.bounds)
+        self.members: list[keras.Model] = []
 
     @checked
     def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:

@@ -206,6 +206,10 @@ class EvadeVote(Goal):
         """The averaged probabilities alone, and the members alone."""
         return {name: dataclasses.replace(self, climb=name) for name in CLIMBED if name != self.climb}
 
+    def joint(self, logits):
+        """The logarithms of the averaged probabilities."""
+        return mean_of_probabilities(logits)
+
     def apart(self, logits, y):
         """The gap and the alarm of the averaged probabilities."""
         return self._single.apart(mean_of_probabilities(logits), y)
