@@ -152,7 +152,7 @@ class _Maker:
         apgd = APGD(steps=a.steps, **self.ball)
         sources = {"": (self.model, goal)}
         if self.random:
-            sources["-mean"] = mean_of_draws(self.model, goal, a.draws, self.defense.bounds), goal
+            sources["-draws"] = mean_of_draws(self.model, goal, a.draws, self.defense.bounds), goal
         for mark, (model, wanted) in sources.items():
             of = " of the mean probabilities over draws" if mark else ""
             for name, loss in (("apgd-ce", "cross_entropy"), ("apgd-margin", "margin")):

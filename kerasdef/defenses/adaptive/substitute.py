@@ -16,7 +16,7 @@ from kerasdef.defenses.adaptive.parts import Elsewhere
 from kerasdef.models import Victim
 from kerasdef.norms import Linf, Norm
 
-_EPOCHS = 20  # of each round; few points are learned quickly
+_EPOCHS = 10  # of each round; few points are learned quickly
 _BATCH = 64
 _TEMPERED = 1e-3  # share of equal probabilities in what is taught: a defense that is sure teaches finite logits
 
