@@ -15,6 +15,8 @@ from keras import ops
 from kerasdef import checks, losses
 from kerasdef.annotations import check_fields
 
+CLIMBS = ("both", "mean", "members")  # what is raised against several classifiers: the loss of their mean, their losses
+
 
 @dataclass(frozen=True)
 class Goal(ABC):

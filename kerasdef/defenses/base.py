@@ -91,7 +91,9 @@ class Defense(keras.Model):
         answer = self.get_layer("flag")(answer, ops.ones((len(x),), dtype="bool"))
         label, probabilities = (ops.convert_to_numpy(answer[k]) for k in ("label", "probabilities"))
         rejected = np.zeros(len(label), dtype=bool) if self.reject is None else label == self.reject
-        score = None if self.reject is None else probabilities[:, self.reject]
+        score = None
+        if self.reject is not None:
+            score = ops.convert_to_numpy(answer["score"]) if "score" in answer else probabilities[:, self.reject]
         return Decision(label.astype("int64"), rejected, score, probabilities)
 
     @abstractmethod
@@ -188,7 +190,7 @@ class OfMembers(Defense):
     def __init__(self, members, decision: keras.layers.Layer, *, classes, reject, stacked, bounds=None, name=None):
         side = Members(members, name="members")
         inputs = keras.Input(members[0].input_shape[1:], name="images")
-        bounds = _bounds_of(members) if bounds is None else checks.bounds(bounds)
+        bounds = bounds_of(members) if bounds is None else checks.bounds(bounds)
         super().__init__(inputs, decision(side(inputs)), classes=classes, reject=reject, bounds=bounds, name=name)
         self._attacked = models.Untracked((self._attackable(list(members), stacked),))
 
@@ -407,7 +409,21 @@ def check_member(model) -> None:
         )
 
 
-def _bounds_of(members: Sequence[keras.Model]) -> tuple[float, float]:
+def check_members(members) -> list[keras.Model]:
+    """Return a list of built classifiers; raise unless there are some, and their shapes are the same."""
+    members = list(members)
+    if not members:
+        raise ValueError("`members` must be one or more models. Received: members=[]")
+    for member in members:
+        check_member(member)
+    shapes = {(tuple(m.input_shape), tuple(m.output_shape)) for m in members}
+    if len(shapes) > 1:
+        raise ValueError(f"`members` must have the same input and output shapes. Received: {sorted(shapes)}")
+    return members
+
+
+def bounds_of(members: Sequence[keras.Model]) -> tuple[float, float]:
+    """Range of the values that all members take: what they say, else (0, 1)."""
     found = {input_bounds(m) or UNIT for m in members}
     if len(found) > 1:
         raise ValueError(f"`members` must take values of the same range. Received: {sorted(found)}")

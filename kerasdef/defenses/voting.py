@@ -13,10 +13,9 @@ from sklearn.utils import check_random_state
 
 from kerasdef import checks
 from kerasdef.annotations import check_fields, checked
-from kerasdef.defenses.base import NOBODY, OfMembers, check_member
-from kerasdef.goals import Evade, Goal, Misclassify, answered, mean_of_probabilities
+from kerasdef.defenses.base import NOBODY, OfMembers, check_members
+from kerasdef.goals import CLIMBS, Evade, Goal, Misclassify, answered, mean_of_probabilities
 
-CLIMBED = ("both", "mean", "members")
 _SEEDS = np.iinfo(np.int32).max  # scikit-learn draws the seeds of the members below this
 
 
@@ -129,14 +128,7 @@ class Voting(OfMembers):
         bounds: tuple[float, float] | None = None,
         name: str = "vote",
     ):
-        members = list(members)
-        if not members:
-            raise ValueError("`members` must be one or more models. Received: members=[]")
-        for member in members:
-            check_member(member)
-        shapes = {(tuple(m.input_shape), tuple(m.output_shape)) for m in members}
-        if len(shapes) > 1:
-            raise ValueError(f"`members` must have the same input and output shapes. Received: {sorted(shapes)}")
+        members = check_members(members)
         outputs = max(2, members[0].output_shape[-1])  # one sigmoid output stands for two classes
         if reject is not None and reject >= outputs:
             raise ValueError(f"`reject` must be below the number of outputs, {outputs}. Received: reject={reject}")
@@ -169,15 +161,15 @@ class EvadeVote(Goal):
 
     Args:
         reject: Index of the class that stands for "adversarial", or None where there is none.
-        climb: "both", or one of the two alone: "mean" (the averaged probabilities) or "members".
+        climbs: "both", or one of the two alone: "mean" (the averaged probabilities) or "members".
     """
 
     reject: int | None = None
-    climb: str = "both"
+    climbs: str = "both"
 
     def __post_init__(self):
         check_fields(self)
-        checks.one_of("climb", self.climb, CLIMBED)
+        checks.one_of("climbs", self.climbs, CLIMBS)
         self.check(checks.MOST_CLASSES)
 
     def check(self, classes):
@@ -196,15 +188,15 @@ class EvadeVote(Goal):
     def value(self, loss, logits, y):
         """Value of shape (n,) that the attacker raises."""
         count = logits.shape[1]
-        mean = 0.0 if self.climb == "members" else self._single.value(loss, mean_of_probabilities(logits), y)
-        if self.climb == "mean":
+        mean = 0.0 if self.climbs == "members" else self._single.value(loss, mean_of_probabilities(logits), y)
+        if self.climbs == "mean":
             return mean
         return sum(self._single.value(loss, logits[:, i], y) for i in range(count)) / count + mean
 
     @property
     def variants(self) -> dict[str, Goal]:
         """The averaged probabilities alone, and the members alone."""
-        return {name: dataclasses.replace(self, climb=name) for name in CLIMBED if name != self.climb}
+        return {name: dataclasses.replace(self, climbs=name) for name in CLIMBS if name != self.climbs}
 
     def joint(self, logits):
         """The logarithms of the averaged probabilities."""
