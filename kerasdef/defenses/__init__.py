@@ -13,6 +13,7 @@ from kerasdef.defenses.hybrid import HybridDefense as HybridDefense
 from kerasdef.defenses.loading import load as load
 from kerasdef.defenses.manifest import Manifest as Manifest
 from kerasdef.defenses.manifest import Row as Row
+from kerasdef.defenses.runtime import Runtime as Runtime
 from kerasdef.defenses.voting import EvadeVote as EvadeVote
 from kerasdef.defenses.voting import Vote as Vote
 from kerasdef.defenses.voting import Voting as Voting

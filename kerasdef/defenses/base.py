@@ -114,9 +114,9 @@ class Defense(keras.Model):
         return []
 
     @property
-    def not_attacked(self) -> dict[str, str]:
-        """Parts of the defense that an attack on its surface leaves as they are, and what they do, in words."""
-        return {}
+    def learns(self) -> bool:
+        """Whether it has a method `learn`, which moves its state when true labels arrive."""
+        return False
 
     @property
     def facts(self) -> dict:

@@ -17,6 +17,7 @@ from kerasdef.defenses.detectors.base import Detector
 from kerasdef.defenses.purifiers.base import Purifier
 from kerasdef.defenses.weights import AdaptiveWeights
 from kerasdef.goals import CLIMBS, Evade, Goal, Misclassify, answered
+from kerasdef.models.bounds import onto
 from kerasdef.models.guard import MOST
 
 REPAIR = ("flagged", "always")
@@ -150,8 +151,8 @@ class Stages(keras.layers.Layer):
         excess = self.detector.excess(x, logits)
         return ops.log_softmax(logits, axis=-1), ops.where(ops.isfinite(excess), excess, MOST)
 
-    def call(self, x):
-        """Detect, repair, answer."""
+    def parts(self, x):
+        """Logarithms of the members' probabilities after the repair, (n, members, K), and the excess, (n,), or None."""
         log_p = excess = None
         if self.detector is not None or not (self.repairs and self.always):
             log_p, excess = self.watched(x)
@@ -159,6 +160,11 @@ class Stages(keras.layers.Layer):
             log_p = self._repaired(x, *self._noise(x))
         elif self.repairs and excess is not None:
             log_p = backend.on_rows(excess > 0, self._repaired, (x, *self._noise(x)), log_p)
+        return log_p, excess
+
+    def call(self, x):
+        """Detect, repair, answer."""
+        log_p, excess = self.parts(x)
         answer = self.weighted(log_p)
         if not self.rejects:
             return answer
@@ -319,6 +325,11 @@ class HybridDefense(Defense):
         self._settings = {"sigma": float(sigma), "draws": draws, "repair": repair, "flagged": flagged, "seed": seed}
 
     @property
+    def learns(self) -> bool:
+        """True: see `learn`."""
+        return True
+
+    @property
     def stages(self) -> Stages:
         """The layer that holds the parts: members, detector, purifier, weights."""
         return self.surface()[0].get_layer("stages")
@@ -357,6 +368,49 @@ class HybridDefense(Defense):
     def answer(self, logits) -> dict:
         """The outputs of the defense from those of its surface."""
         return self.get_layer("decision")(ops.convert_to_tensor(logits))
+
+    def learn(self, x, y):
+        """Learn from served images whose true labels have arrived: the weights of the members, and the threshold.
+
+        What is no image of the data, and a label that is no class, teaches nothing. Eagerly or within a program.
+
+        Args:
+            x: Images of shape (n, ...), a float tensor in the range of the defense.
+            y: True labels, an integer tensor of shape (n,).
+
+        Returns:
+            A dict: `weights` (members,) and, with a detector, `threshold` (): what they are now.
+        """
+        images, valid = self.get_layer("guard")(x)
+        y = ops.cast(y, "int32")
+        known = ops.logical_and(valid, ops.logical_and(y >= 0, y < self.classes))
+        log_p, excess = self.stages.parts(images)
+        weighted, detector = self.stages.weighted, self.detector
+        weighted.update(log_p, y, ops.cast(known, "float32"))
+        now = {"weights": ops.convert_to_tensor(weighted.weight)}
+        if detector is not None:
+            detector.follow(excess * detector.spread + detector.threshold)
+            now["threshold"] = ops.convert_to_tensor(detector.threshold)
+        return now
+
+    @checked
+    def update(self, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+        """Learn from served images whose true labels have arrived, as `learn` does, from arrays.
+
+        Args:
+            x: Images of shape (n, ...), as `decide` takes them.
+            y: True labels of shape (n,).
+
+        Returns:
+            `weights` of shape (members,) and, with a detector, `threshold`: what they are now.
+
+        Raises:
+            ValueError: Images or labels that do not fit; nothing is learned then.
+        """
+        x = checks.images("x", onto(x, self.bounds, None), limits=self.bounds, shape=self.input_shape[1:])
+        y = checks.labels("y", y, n=len(x), classes=self.classes)
+        found = self.learn(ops.convert_to_tensor(x), ops.convert_to_tensor(y.astype("int32")))
+        return {name: np.array(ops.convert_to_numpy(value)) for name, value in found.items()}
 
     def get_config(self):
         """Settings of the defense, its parts among them."""

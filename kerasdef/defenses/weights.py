@@ -75,16 +75,17 @@ class AdaptiveWeights(keras.layers.Layer):
         self.weight.assign(self._kept(right / right.sum()))
         return self
 
-    def update(self, log_p, y) -> None:
+    def update(self, log_p, y, counts) -> None:
         """Move the weights by samples whose true labels are known; eagerly or within a program.
 
         Args:
             log_p: Logarithms of the members' probabilities, of shape (n, members, classes).
             y: True labels, an integer tensor of shape (n,).
+            counts: How much each sample counts, of shape (n,): 1, or 0 for one that teaches nothing.
         """
         true = ops.expand_dims(ops.one_hot(ops.cast(y, "int32"), log_p.shape[-1], dtype="float32"), 1)
         loss = 1.0 - ops.sum(ops.exp(log_p) * true, axis=-1)  # from 0 to 1, of shape (n, members)
-        total = ops.log(self.weight) - self.learning_rate * ops.sum(loss, axis=0)
+        total = ops.log(self.weight) - self.learning_rate * ops.sum(ops.expand_dims(counts, 1) * loss, axis=0)
         self.weight.assign(self._kept(ops.softmax(total)))
 
     def _kept(self, weight):

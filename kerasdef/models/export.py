@@ -125,6 +125,15 @@ def _write_saved_model(model: keras.Model, path: Path, bounds: tuple[float, floa
 
     archive.add_endpoint("serving_default", serving_default, [tf.TensorSpec(shape, tf.float32, name="images")])
     archive.add_endpoint("serving_uint8", serving_uint8, [tf.TensorSpec(shape, tf.uint8, name="images")])
+    if getattr(model, "learns", False):  # a defense that learns while it serves
+
+        def update(images, labels):
+            same = tf.debugging.assert_equal(tf.shape(images)[0], tf.shape(labels)[0], "a label for each image")
+            with tf.control_dependencies([same]):
+                return model.learn(tf.ensure_shape(images, shape), tf.ensure_shape(labels, (None,)))
+
+        specs = [tf.TensorSpec(shape, tf.float32, name="images"), tf.TensorSpec((None,), tf.int64, name="labels")]
+        archive.add_endpoint("update", update, specs)
     archive.write_out(str(path), verbose=False)
 
 
@@ -195,7 +204,8 @@ def export(
             images, 0 to 255 mapped onto the bounds), both with named outputs; runs without kerasdef. Images of another
             shape are TensorFlow's InvalidArgumentError. One with values that are not finite or not within the bounds
             is answered by the label that rejects, or -1 where there is none; `kerasdef.models.guard.Flag` says how, and
-            a note among the facts. No other image in the batch is answered otherwise for it. "keras": a .keras
+            a note among the facts. No other image in the batch is answered otherwise for it. A defense that learns has
+            a signature `update` too, of images and their true labels (int64, shape (n,)). "keras": a .keras
             file for safe mode. That of a defense loads once kerasdef is known to Keras: `import kerasdef.defenses`, or
             `kerasdef.defenses.load(path)`; that of a classifier loads as any.
         bounds: `(low, high)`: range of the values that the model takes. None takes what the model says (a defense knows

@@ -95,7 +95,10 @@ def of_defense(defense) -> tuple[Row, ...]:
     if Victim.of(surface).random:
         count = len(backend.seed_variables(surface))
         rows.append(Row(f"random numbers of {count} layers", "defense", "averaged over draws"))
-    return (*rows, *(Row(name, "defense", "none", not_attacked=why) for name, why in defense.not_attacked.items()))
+    if defense.learns:
+        left = "what it learns from labels that arrive: its state stays as it is"
+        rows.append(Row("update", "defense", "none", not_attacked=left))
+    return tuple(rows)
 
 
 def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
