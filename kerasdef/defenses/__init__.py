@@ -1,6 +1,8 @@
 """Defenses as Keras models: gradients flow through them, they say how they are attacked, and they export whole."""
 
 import kerasdef.models.blocks  # noqa: F401  registers the layers, so that .keras files load in safe mode
+from kerasdef.defenses.adaptive import Adaptive as Adaptive
+from kerasdef.defenses.adaptive import adaptive as adaptive
 from kerasdef.defenses.base import Decision as Decision
 from kerasdef.defenses.base import Defense as Defense
 from kerasdef.defenses.base import Plain as Plain
@@ -9,6 +11,8 @@ from kerasdef.defenses.base import as_defense as as_defense
 from kerasdef.defenses.hybrid import EvadeEnsemble as EvadeEnsemble
 from kerasdef.defenses.hybrid import HybridDefense as HybridDefense
 from kerasdef.defenses.loading import load as load
+from kerasdef.defenses.manifest import Manifest as Manifest
+from kerasdef.defenses.manifest import Row as Row
 from kerasdef.defenses.runtime import Runtime as Runtime
 from kerasdef.defenses.smoothing import Certificates as Certificates
 from kerasdef.defenses.smoothing import Predictions as Predictions

@@ -109,6 +109,11 @@ class Defense(keras.Model):
         """The outputs of the defense from logits as the model of its surface gives them."""
 
     @property
+    def members(self) -> list[keras.Model]:
+        """The classifiers that it is made of, as far as it is made of any."""
+        return []
+
+    @property
     def learns(self) -> bool:
         """Whether it has a method `learn`, which moves its state when true labels arrive."""
         return False
@@ -326,6 +331,7 @@ class Outputs:
         self.bounds = checks.bounds(bounds)
         self.name = name or getattr(function, "__name__", "model")
         self._attacked = models.BlackBox(function, bounds=self.bounds)
+        self.members: list[keras.Model] = []
 
     @checked
     def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:

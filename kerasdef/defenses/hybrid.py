@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
@@ -16,13 +16,12 @@ from kerasdef.defenses.base import Decision, Defense, Members, bounds_of, check_
 from kerasdef.defenses.detectors.base import Detector
 from kerasdef.defenses.purifiers.base import Purifier
 from kerasdef.defenses.weights import AdaptiveWeights
-from kerasdef.goals import Evade, Goal, Misclassify, answered
+from kerasdef.goals import CLIMBS, Evade, Goal, Misclassify, answered
 from kerasdef.models.bounds import onto
 from kerasdef.models.guard import MOST, argmax, finite
 
 REPAIR = ("flagged", "always")
 FLAGGED = ("rejected", "answered")
-CLIMBS = ("both", "mean", "members")
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,23 @@ class EvadeEnsemble(Goal):
         if self.reject is None:
             return ops.logsumexp(logits, axis=1)
         return _with_flag(ops.logsumexp(logits[:, :, :-1], axis=1), logits[:, 0, -1])
+
+    def averaged(self, logits):
+        """Outputs that stand for several draws: the logarithms of the mean probabilities, and the mean excess."""
+        log_p = logits if self.reject is None else logits[..., :-1]
+        log_p = ops.logsumexp(log_p, axis=1) - np.log(logits.shape[1])
+        if self.reject is None:
+            return log_p
+        return ops.concatenate([log_p, ops.mean(logits[..., -1:], axis=1)], axis=-1)
+
+    @property
+    def variants(self) -> dict[str, Goal]:
+        """Those that climb another of the three."""
+        return {name: replace(self, climbs=name) for name in CLIMBS if name != self.climbs}
+
+    def apart(self, logits, y):
+        """The margin of the ensemble among the real classes, and the detector's excess."""
+        return self._single.apart(self.joint(logits), y)
 
     def value(self, loss, logits, y):
         """Value of shape (n,) that the attacker raises."""

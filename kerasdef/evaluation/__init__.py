@@ -23,6 +23,9 @@ _LATER = {
     "unbounded": "sanity.trends",
     "SelfCheck": "sanity.check",
     "self_check": "sanity.check",
+    "four_numbers": "randomness",
+    "FourNumbers": "randomness",
+    "Randomness": "randomness",
 }
 
 
