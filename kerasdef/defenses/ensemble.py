@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from keras import ops
@@ -56,7 +57,7 @@ class EvadeEnsemble(Goal):
     def averaged(self, logits):
         """Outputs that stand for several draws: the logarithms of the mean probabilities, and the mean excess."""
         log_p = logits if self.reject is None else logits[..., :-1]
-        log_p = ops.logsumexp(log_p, axis=1) - np.log(logits.shape[1])
+        log_p = ops.logsumexp(log_p, axis=1) - math.log(logits.shape[1])
         if self.reject is None:
             return log_p
         return ops.concatenate([log_p, ops.mean(logits[..., -1:], axis=1)], axis=-1)
