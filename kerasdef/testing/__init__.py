@@ -1,4 +1,4 @@
-"""Contracts that anyone can run on their own attack, norm or defense, and linear models whose optimum is known.
+"""Contracts of attacks, norms, defenses and purifiers, for anyone's own ones, and linear models whose optimum is known.
 
 A contract raises `AssertionError` and names the clause that failed. None of this needs a test runner.
 """
@@ -8,3 +8,4 @@ from kerasdef.testing.attacks import check_attack as check_attack
 from kerasdef.testing.attacks import linear_model as linear_model
 from kerasdef.testing.defenses import check_defense as check_defense
 from kerasdef.testing.norms import check_norm as check_norm
+from kerasdef.testing.purifiers import check_purifier as check_purifier
