@@ -221,6 +221,7 @@ OPEN = {
     "kerasdef.testing.check_attack": "runs an attack for seconds",
     "kerasdef.testing.check_defense": "runs a defense for seconds",
     "kerasdef.testing.check_norm": "in tests of norms",
+    "kerasdef.testing.check_purifier": "runs a purifier for seconds",
     "kerasdef.defenses.Vote": "a layer of `Voting`, which checks",
     "kerasdef.attacks.from_art": "needs another library; in test_adapters",
     "kerasdef.attacks.from_cleverhans": "needs another library; in test_adapters",
