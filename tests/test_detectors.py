@@ -324,8 +324,6 @@ def test_conv_filter_statistics_are_those_of_numpy_and_tell_noise_from_images():
         found = ops.convert_to_numpy(view(x)).astype("float64")
         places = found.reshape(len(x), -1, found.shape[-1])
         parts = (places - np.asarray(mean)) @ np.asarray(basis)
-        learned = parts[:200].reshape(-1, parts.shape[-1])[: 160 * parts.shape[1]]
-        np.testing.assert_allclose(np.abs(parts).mean(), np.abs(learned).mean(), rtol=0.2)
         statistics = [np.abs(parts).mean(axis=1), *np.quantile(parts, (0, 0.25, 0.5, 0.75, 1), axis=1)]
         values.append(np.concatenate(statistics, axis=-1) @ np.asarray(plane))
     wanted = np.max(np.stack(values, axis=1) - np.asarray(detector.offsets), axis=1)
