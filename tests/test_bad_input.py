@@ -39,7 +39,7 @@ from kerasdef.training import Mixture, Stage
 
 PACKAGES = (
     "kerasdef",
-    *(f"kerasdef.{name}" for name in (*kerasdef._PACKAGES, "threat")),
+    *(f"kerasdef.{name}" for name in (*kerasdef._PACKAGES, "threat", "defenses.detectors")),
 )
 SLOWEST = 5.0  # seconds that a refusal may take
 HOME = str(Path(kerasdef.__file__).parent)
@@ -220,6 +220,7 @@ OPEN = {
     "kerasdef.testing.linear_model": "makes models for tests",
     "kerasdef.testing.check_attack": "runs an attack for seconds",
     "kerasdef.testing.check_defense": "runs a defense for seconds",
+    "kerasdef.testing.check_detector": "runs a detector for seconds",
     "kerasdef.testing.check_norm": "in tests of norms",
     "kerasdef.testing.check_purifier": "runs a purifier for seconds",
     "kerasdef.defenses.Vote": "a layer of `Voting`, which checks",
