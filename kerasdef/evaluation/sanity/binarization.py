@@ -138,10 +138,10 @@ def binarization(
     """Test whether an attack finds an adversarial example on a defense where one surely exists.
 
     Everything of the defense stays in place, such as purifiers, noise, votes and detectors, but the last layers of its
-    members, and `sure`, with which all members are asked here. The last layers are replaced, for each image, by a logistic regression that tells points well inside the ball around
+    members. These are replaced, for each image, by a logistic regression that tells points well inside the ball around
     the image (class 0) from points at its radius (class 1). All points are drawn again until the defense does not flag
     them. So a point of class 1 that is not flagged lies in the ball, and the attack, as it is, has to find one. What
-    an attack that misses them finds on the defense itself says little.
+    an attack that misses them finds on the defense itself says little. A `HybridDefense` with `sure` asks all members.
 
     The heads of all images are in one model, in which every input meets the head of the image in whose ball it lies.
     Images whose balls touch are attacked one group after the other.
