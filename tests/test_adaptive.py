@@ -13,9 +13,9 @@ from scipy.optimize import linprog
 
 import kerasdef
 from kerasdef import losses, models
-from kerasdef.attacks import APGD, PGD, Evade, HingePGD, Misclassify, OrthogonalPGD, SelectivePGD
+from kerasdef.attacks import APGD, PGD, Evade, HingePGD, Hit, Misclassify, OrthogonalPGD, SelectivePGD
 from kerasdef.attacks.white.orthogonal import without
-from kerasdef.defenses import EvadeVote, Plain, RejectClass, Voting
+from kerasdef.defenses import EvadeEnsemble, EvadeVote, HybridDefense, Plain, RejectClass, Voting
 from kerasdef.defenses.adaptive.stages import FAMILIES
 from kerasdef.defenses.detectors import LogitDeviation
 from kerasdef.evaluation import Plan, Planned, evaluate, four_numbers
@@ -65,7 +65,7 @@ def guarded(digits, digits_model):
     """A net of digits with a detector at 5 % false positives, as a defense, and images that it gets right."""
     x, y, x_test, y_test = digits
     detector = LogitDeviation(rate=0.05).fit(digits_model, x[:1000], y[:1000], valid=x[1000:])
-    defense = RejectClass(rejecting(digits_model, detector))
+    defense = HybridDefense([digits_model], detector=detector)
     right = np.flatnonzero(defense.decide(x_test).label == y_test)[:40]
     return defense, x_test[right], y_test[right]
 
@@ -87,7 +87,7 @@ def random_goal_logits(n=200, k=5, seed=0):
 
 def test_gap_and_alarm_together_say_when_the_goal_is_reached():
     logits, y = random_goal_logits()
-    for goal in (Evade(4), Misclassify()):
+    for goal in (Evade(4), Misclassify(), Hit()):
         gap, alarm = map(ops.convert_to_numpy, goal.apart(logits, y))
         np.testing.assert_array_equal((gap > 0) & (alarm <= 0), ops.convert_to_numpy(goal.reached(logits, y)))
 
@@ -192,11 +192,13 @@ def test_it_breaks_what_an_attack_that_ignores_the_detector_is_flagged_for(guard
 
 
 def test_it_is_never_weaker_than_any_of_its_parts_and_the_manifest_names_each(digits, guarded, digits_model):
+    x_train, y_train, _, _ = digits
     _, x, y = guarded
     other = keras.models.clone_model(digits_model)
     other.set_weights([w + 0.05 * np.random.default_rng(0).normal(size=w.shape) for w in digits_model.get_weights()])
-    members = [guarded[0].members[0], rejecting(other, guarded[0].members[0].layers[-1].detector)]
-    defense = Voting(members, reject=10)
+    members = [digits_model, other]
+    detector = LogitDeviation(rate=0.05).fit(members, x_train[:1000], y_train[:1000], valid=x_train[1000:])
+    defense = HybridDefense(members, detector=detector)
     attack = kerasdef.adaptive(defense, eps=0.08, **SMALL)
     found = attack.run(defense, x, y, progress=False)
     assert 0 < found.success.mean() < 1
@@ -208,6 +210,7 @@ def test_it_is_never_weaker_than_any_of_its_parts_and_the_manifest_names_each(di
     rows = {row.stage: row for row in attack.manifest}
     assert set(found.parts) <= set(rows)
     assert rows["detector LogitDeviation"].gradient == "exact"
+    assert "labels" in rows["update"].not_attacked
     assert "threshold" in rows["detector LogitDeviation"].not_attacked
     assert rows["base-mim"].not_attacked == "all of the defense"
     assert json.loads(json.dumps(attack.manifest.records()))[0]["on"] == "defense"
@@ -277,20 +280,23 @@ def test_a_substitute_alone_breaks_a_model_without_gradients():
     assert attack.run(steps, x, y, progress=False).success.mean() > gone + 0.3
 
 
-def test_each_variant_of_the_goal_against_a_vote_is_reached_alike_and_both_make_the_whole():
+@pytest.mark.parametrize("goal", [EvadeVote(4), EvadeVote(), EvadeEnsemble(4), EvadeEnsemble()])
+def test_each_variant_of_the_goal_against_several_is_reached_alike_and_both_make_the_whole(goal):
     rng = np.random.default_rng(0)
     logits, y = rng.normal(size=(50, 3, 5)).astype("float32"), rng.integers(0, 4, 50).astype("int32")
-    goal = EvadeVote(4)
     assert set(goal.variants) == {"mean", "members"}
     values = [g.value(losses.margin, logits, y) for g in goal.variants.values()]
     np.testing.assert_allclose(values[0] + values[1], goal.value(losses.margin, logits, y), atol=1e-5)
     for variant in goal.variants.values():
         np.testing.assert_array_equal(variant.reached(logits, y), goal.reached(logits, y))
+    same = np.repeat(logits[:, None], 4, axis=1)  # the mean over draws that are all alike changes no probability
+    found = goal.joint(goal.averaged(same))
+    np.testing.assert_allclose(ops.softmax(found), ops.softmax(goal.joint(logits)), atol=1e-5)
 
 
 def test_every_group_of_parts_is_made_for_some_defense(guarded):
     of_detector = kerasdef.adaptive(guarded[0], eps=0.1, norm="l2")
-    of_vote = kerasdef.adaptive(Voting(guarded[0].members * 2, reject=10), eps=0.1)
+    of_vote = kerasdef.adaptive(Voting(guarded[0].members * 2), eps=0.1)
     names = {part.family for a in (of_detector, of_vote) for part in a._stages[0].values()}
     assert names == set(FAMILIES)
 
