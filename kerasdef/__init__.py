@@ -14,6 +14,7 @@ _PUBLIC = {
     "Report": "kerasdef.reporting.report",
     "adaptive": "kerasdef.defenses.adaptive:adaptive",
     "attack": "kerasdef.recipes.attack:attack",
+    "certify": "kerasdef.recipes.certify:certify",
     "gma_victims": "kerasdef.recipes.victims:gma_victims",
     "train_iar": "kerasdef.recipes.iar.training:train",
     "train_mia": "kerasdef.recipes.mia.training:train",

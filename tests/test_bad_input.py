@@ -34,7 +34,7 @@ from kerasdef.recipes.base import fit
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
-from kerasdef.recipes.settings import AttackSettings
+from kerasdef.recipes.settings import AttackSettings, CertifySettings
 from kerasdef.training import Mixture, Stage
 
 PACKAGES = (
@@ -112,6 +112,7 @@ TABLE = {
     # defenses
     "kerasdef.defenses.Plain": {"model": MODEL},
     "kerasdef.defenses.RejectClass": {"model": MODEL},
+    "kerasdef.defenses.Smoothed": {"model": MODEL, "sigma": 0.1},
     "kerasdef.defenses.adaptive": {"defense": MODEL, "eps": 0.1},
     "kerasdef.defenses.Adaptive": {"defense": Plain(MODEL), "eps": 0.1},
     "kerasdef.defenses.Row": {"stage": "a", "on": "defense"},
@@ -125,11 +126,16 @@ TABLE = {
     "kerasdef.evaluation.Plan": {"model": "m", "rows": np.arange(3)},
     "kerasdef.evaluation.Planned": {"attack": PGD()},
     "kerasdef.evaluation.Images": {"x": X, "index": np.arange(6)},
+    "kerasdef.evaluation.certified_accuracy": {"correct": Y > 0, "radius": X[:, 0]},
     "kerasdef.evaluation.auroc": {"clean_scores": X[:, 0], "adv_scores": X[:, 1]},
     "kerasdef.evaluation.tpr_at_fpr": {"clean_scores": X[:, 0], "adv_scores": X[:, 1], "fpr": 0.1},
     "kerasdef.evaluation.mcnemar": {"a": Y > 0, "b": Y > 1},
     "kerasdef.evaluation.four_numbers": {"defense": NOISY, "x": X, "y": Y, "x_adv": X},
     "kerasdef.evaluation.wilson": {"successes": 1, "n": 2},
+    "kerasdef.evaluation.binarization": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.unbounded": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.monotone": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.self_check": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
     # models
     "kerasdef.models.fixed_draw": {"model": NOISY, "draw": 1},
     "kerasdef.models.WhiteBox": {"model": MODEL},
@@ -161,6 +167,7 @@ TABLE = {
     "kerasdef.testing.LinearOracle": {"weights": RNG.normal(size=(4, 3))},
     # training
     "kerasdef.training.AdversarialTraining": {"model": MODEL, "attack": PGD()},
+    "kerasdef.training.NoiseTraining": {"model": MODEL, "sigma": 0.1},
     "kerasdef.training.FreeTraining": {"model": MODEL, "eps": 0.1, "batch_size": 2},
     "kerasdef.training.Distillation": {"model": MODEL},
     "kerasdef.training.RobustValidation": {"x": X, "y": Y, "attack": PGD()},
@@ -190,6 +197,8 @@ OPEN = {
     "kerasdef.models.check_symbolic": "the check that others make of their models",
     "kerasdef.defenses.Defense": "an abstract class",
     "kerasdef.defenses.Decision": RECORD,
+    "kerasdef.defenses.Certificates": RECORD,
+    "kerasdef.defenses.Predictions": RECORD,
     "kerasdef.attacks.Result": RECORD,
     "kerasdef.attacks.SequenceResult": RECORD,
     "kerasdef.attacks.GMAAnalysis": RECORD,
@@ -202,6 +211,10 @@ OPEN = {
     "kerasdef.evaluation.Randomness": RECORD,
     "kerasdef.evaluation.FourNumbers": RECORD,
     "kerasdef.evaluation.Evaluation": RECORD,
+    "kerasdef.evaluation.Binarization": RECORD,
+    "kerasdef.evaluation.Monotone": RECORD,
+    "kerasdef.evaluation.Unbounded": RECORD,
+    "kerasdef.evaluation.SelfCheck": RECORD,
     "kerasdef.evaluation.evaluate": "takes a plan and a data set, which are checked",
     "kerasdef.evaluation.measure": "takes outcomes, which are checked",
     "kerasdef.testing.linear_model": "makes models for tests",
@@ -213,6 +226,7 @@ OPEN = {
     "kerasdef.attacks.from_cleverhans": "needs another library; in test_adapters",
     "kerasdef.gma_victims": "in test_victims",
     "kerasdef.attack": "AttackSettings is tried in its place",
+    "kerasdef.certify": "CertifySettings is tried in its place",
 }
 
 
@@ -234,9 +248,16 @@ def public() -> dict[str, typing.Callable]:
 
 PUBLIC = public()
 OPEN |= {n: "its settings class is tried in its place" for n in PUBLIC if n.startswith("kerasdef.train_")}
-OWN = {"attack": AttackSettings, "robust": RobustSettings, "mia": MIASettings, "iar": IARSettings, **METHODS}
+OWN = {
+    "attack": AttackSettings,
+    "certify": CertifySettings,
+    "robust": RobustSettings,
+    "mia": MIASettings,
+    "iar": IARSettings,
+    **METHODS,
+}
 SETTINGS = {f"settings of {name}": cls for name, cls in OWN.items()}
-TABLE["settings of attack"] = {"model": "m.keras"}
+TABLE["settings of attack"] = TABLE["settings of certify"] = {"model": "m.keras"}
 
 
 def needs(function) -> bool:
@@ -331,7 +352,11 @@ def ending(name: str, parameter: str, value) -> str | None:
 
 
 # what a good value of these would begin to do takes longer than a test may: only values of a wrong kind are tried
-LONG = ("kerasdef.attacks.gma_analysis", "kerasdef.poisoning.poisoning_effect")
+LONG = (
+    "kerasdef.attacks.gma_analysis",
+    "kerasdef.poisoning.poisoning_effect",
+    *(f"kerasdef.evaluation.{name}" for name in ("binarization", "unbounded", "monotone", "self_check")),
+)
 
 
 def tried(call: tuple[str, str], value) -> bool:

@@ -19,7 +19,7 @@ from kerasdef.cli import start
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
-from kerasdef.recipes.settings import AttackSettings, ExportSettings, ReportSettings
+from kerasdef.recipes.settings import AttackSettings, CertifySettings, ExportSettings, ReportSettings
 
 
 def commands(command=None, path=()):
@@ -39,7 +39,15 @@ LEAVES = [path for path, command in COMMANDS.items() if not getattr(command, "co
 
 
 def test_there_are_the_commands_that_we_know():
-    found = {("train", "mia"), ("attack",), ("export",), ("report",), ("list", "attacks"), ("list", "datasets")}
+    found = {
+        ("train", "mia"),
+        ("attack",),
+        ("certify",),
+        ("export",),
+        ("report",),
+        ("list", "attacks"),
+        ("list", "datasets"),
+    }
     found |= {("train", "iar"), ("list", "methods")} | {("train", name) for name in METHODS}
     assert set(LEAVES) == found
 
@@ -93,7 +101,12 @@ def test_help_and_lists_come_without_importing_a_framework(words):
 
 # -- options are made from settings -------------------------------------------------------------------------------
 
-CLASSES = {("attack",): AttackSettings, ("export",): ExportSettings, ("report",): ReportSettings}
+CLASSES = {
+    ("attack",): AttackSettings,
+    ("certify",): CertifySettings,
+    ("export",): ExportSettings,
+    ("report",): ReportSettings,
+}
 CLASSES |= {("train", "mia"): MIASettings, ("train", "iar"): IARSettings}
 CLASSES |= {("train", name): RobustSettings for name in METHODS}
 
