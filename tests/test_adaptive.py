@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 
 import kerasdef
 from kerasdef import losses, models
-from kerasdef.attacks import APGD, PGD, Evade, HingePGD, Hit, Misclassify, OrthogonalPGD, SelectivePGD
+from kerasdef.attacks import APGD, PGD, Evade, Hit, Misclassify, OrthogonalPGD, SelectivePGD
 from kerasdef.attacks.white.orthogonal import without
 from kerasdef.defenses import EvadeEnsemble, EvadeVote, HybridDefense, Plain, RejectClass, Voting
 from kerasdef.defenses.adaptive.stages import FAMILIES
@@ -313,7 +313,7 @@ def test_every_group_of_parts_is_made_for_some_defense(guarded):
     of_detector = kerasdef.adaptive(guarded[0], eps=0.1, norm="l2")
     of_vote = kerasdef.adaptive(Voting(guarded[0].members * 2), eps=0.1)
     names = {part.family for a in (of_detector, of_vote) for part in a._stages[0].values()}
-    assert names == set(FAMILIES)
+    assert set(FAMILIES) - names <= {"refined"}  # only where gradients are replaced
 
 
 # -- randomness ---------------------------------------------------------------------------------------------------
