@@ -73,6 +73,7 @@ SMALL = {  # settings that make a check quick, and those that have no default
     WorstOf: {"attacks": (FGSM(), PGD(steps=5))},
     Quantized: {"attack": PGD(steps=5)},
 }
+BALL = {c: {"norm": "linf", "eps": 0.3} for c in (Cycled, Restarts, WorstOf, Quantized)}  # that of what they wrap
 WRAPPERS = [c for c in EXPORTED if issubclass(c, Wrapper) or c is WorstOf]
 linear = functools.partial(helpers.linear, n=12, clear=0.0)
 
@@ -82,7 +83,7 @@ linear = functools.partial(helpers.linear, n=12, clear=0.0)
 
 @pytest.mark.parametrize("attack", EXPORTED)
 def test_every_exported_attack_keeps_the_contract(attack):
-    check_attack(attack(**SMALL.get(attack, {})))
+    check_attack(attack(**SMALL.get(attack, {})), **BALL.get(attack, {}))
 
 
 def test_only_the_base_classes_are_abstract_so_that_no_attack_escapes_the_contract():

@@ -407,30 +407,31 @@ def test_another_seed_gives_other_weights(data, plain):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("lean")
-@pytest.mark.parametrize(
-    "stop_at", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
-)
-def test_a_run_that_was_killed_in_a_round_ends_with_the_same_weights(data, plain, tmp_path, stop_at):
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        kerasdef.train_iar(data, **settings(attacks={"fgsm": Watched(stop_at=stop_at)}, out=folder))
-    assert (folder / "unfinished" / "retrained" / "training.npz").exists() == (stop_at > 1)
-    assert not (folder / "report.json").exists()
-    before = 0.0
-    if stop_at > 1:
-        with np.load(folder / "unfinished" / "retrained" / "training.npz") as file:
-            before = json.loads(str(file["meta"]))["seconds"]
-        assert before > 0
+def test_a_run_that_was_killed_in_several_rounds_ends_with_the_same_weights(data, plain, tmp_path):
+    folder, state = tmp_path / "run", tmp_path / "run" / "unfinished" / "retrained" / "training.npz"
+    before, done = 0.0, 0
+    for stop_at in (1, 3, 5):  # the round in which it is killed
+        attack = Watched(stop_at=stop_at - done)
+        with pytest.raises(KeyboardInterrupt):
+            kerasdef.train_iar(data, **settings(attacks={"fgsm": attack}, out=folder))
+        done = stop_at - 1
+        assert state.exists() == (stop_at > 1)
+        assert not (folder / "report.json").exists()
+        if stop_at > 1:
+            with np.load(state) as file:
+                spent = json.loads(str(file["meta"]))["seconds"]
+            assert spent > before
+            before = spent
     attack = Watched()
     again = kerasdef.train_iar(data, **settings(attacks={"fgsm": attack}, out=folder))
-    assert len(attack.seeds) == 5 - (stop_at - 1)  # the rounds that were done are not done again
+    assert len(attack.seeds) == 5 - done  # the rounds that were done are not done again
     assert same(weights(again.model), weights(plain.model))
     assert again.history == plain.history
     for attack in ("clean", "fgsm", "gray_fgsm"):
         found, wanted = (r.report.outcome("after", attack) for r in (again, plain))
         np.testing.assert_array_equal(found.predicted, wanted.predicted)
     assert again.report.phases["retraining"] > before
-    assert not (folder / "unfinished" / "retrained" / "training.npz").exists()
+    assert not state.exists()
     assert not list(folder.rglob(".*"))  # nothing half written is left
 
 

@@ -3,18 +3,19 @@
 import dataclasses
 import inspect
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from typing import ClassVar
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import Commands
 from keras import layers
 
 import kerasdef
@@ -371,14 +372,14 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_as_one_of_the_same_seed_tha
 def test_a_process_that_was_killed_and_started_again_ends_with_the_same_weights(tmp_path):
     words = "train fast --dataset digits --network target_dnn --n-train 400 --epochs 8 --batch-size 64 --n-test 16"
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "kerasdef", *words.split(), "--no-autoattack", "--out", str(folder)]
+    words = [*words.split(), "--no-autoattack", "--out", folder]
     state = folder / "unfinished" / "model" / "training.npz"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        until = time.monotonic() + 300
-        while not state.exists() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    commands = Commands()
+    process = commands.start(*words)
+    while not state.exists() and not commands.ended(0.002):
+        pass
+    os.kill(process, signal.SIGKILL)
+    assert commands.status() == -signal.SIGKILL
     with np.load(state) as kept:
         assert 0 < json.loads(str(kept["meta"]))["epoch"] < 8
     assert not (folder / "pieces" / "model.npz").exists()
@@ -391,8 +392,8 @@ def test_a_process_that_was_killed_and_started_again_ends_with_the_same_weights(
         "autoattack": False,
     }
     whole = kerasdef.train_fast("digits", **options, progress=False)
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
+    commands.run(*words)
+    commands.close()
     with np.load(folder / "pieces" / "model.npz") as kept:
         history = json.loads(str(kept["meta"]))["history"]
         found = [kept[name] for name in sorted(kept.files) if name.startswith("w")]
