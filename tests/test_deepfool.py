@@ -131,6 +131,7 @@ def test_its_distances_are_those_of_foolbox(norm, digits, digits_model):
     assert np.median(size(norm, ours - x)) <= 1.02 * np.median(size(norm, found.numpy() - x))
 
 
+@pytest.mark.slow
 @PEERS
 def test_its_distances_are_those_of_art(digits, digits_model):
     from art.attacks.evasion import DeepFool as Theirs

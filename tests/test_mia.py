@@ -286,6 +286,7 @@ def test_a_threshold_of_one_never_fires_and_the_report_says_so(data):
     assert "The stop rule did not fire at any share." in result.report.flags
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lean")
 def test_a_threshold_of_zero_fires_in_the_first_cycle_and_stop_ends_there(data):
     watch = Watch()

@@ -433,7 +433,9 @@ OWN_MODELS = {
 
 
 @pytest.mark.usefixtures("lean")
-@pytest.mark.parametrize("kind", OWN_MODELS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k == "one logit" else k for k in OWN_MODELS]
+)
 def test_your_own_model_is_trained_in_place(kind, data):
     arrays = binary(data) if kind.startswith("one") else data
     model = OWN_MODELS[kind]()
@@ -498,7 +500,13 @@ def test_weights_are_averaged_unless_statistics_of_batch_norm_would_not_fit_them
 
 
 @pytest.mark.usefixtures("lean")
-@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", keras.losses.CategoricalFocalCrossentropy()])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "sparse_categorical_crossentropy",
+        pytest.param(keras.losses.CategoricalFocalCrossentropy(), marks=pytest.mark.slow),
+    ],
+)
 def test_a_compiled_model_of_yours_with_a_classification_loss_is_taken(data, loss):
     model = own("softmax")
     model.compile("sgd", loss)
@@ -564,7 +572,7 @@ def test_the_epochs_of_the_stages_add_up_and_each_has_one_at_least(epochs, share
 
 
 @pytest.mark.usefixtures("lean")
-@pytest.mark.parametrize(("objective", "trained"), [("trades", 2), ("madry", 1)])
+@pytest.mark.parametrize(("objective", "trained"), [("trades", 2), pytest.param("madry", 1, marks=pytest.mark.slow)])
 def test_stages_train_with_their_steps_at_their_radius_and_cost_what_the_formula_says(data, objective, trained):
     radii, steps = (0.5, 1.0), (1, 4)
     seen = []

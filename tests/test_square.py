@@ -87,7 +87,7 @@ def test_every_point_in_linf_is_a_corner_clipped_to_the_bounds(digits, digits_mo
 
 @pytest.mark.parametrize(
     ("rescale", "queries", "last"),
-    [(True, 1001, 512), (False, 2003, 64), pytest.param(False, 5001, 128, marks=pytest.mark.slow)],
+    [(True, 1001, 512), *(pytest.param(False, *last, marks=pytest.mark.slow) for last in ((2003, 64), (5001, 128)))],
 )
 def test_the_squares_shrink_over_the_budget_or_over_the_queries_of_the_paper(monkeypatch, rescale, queries, last):
     shares = []

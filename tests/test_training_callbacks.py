@@ -414,6 +414,7 @@ def test_weight_perturbations_let_batch_normalization_move_and_nothing_else_chan
         assert moved == ("moving" in v.path or "seed" in v.path), v.path
 
 
+@pytest.mark.slow
 def test_weight_perturbations_move_batch_normalization_as_often_as_training_without_them():
     x, y = data(32)
     found = []
