@@ -87,7 +87,7 @@ SETTINGS = {"epochs": 10}  # for every method
 OURS = "multistage"
 RUNS = {OURS: {}, "pgd": {"steps": 10}, "trades": {}, "ensemble": {}, "parseval": {}, "denoising": {}}
 if DATA == "digits":  # small, for a run of a few minutes
-    SETTINGS["n_test"] = 100
+    SETTINGS = {"epochs": 4, "n_test": 50}
     RUNS["ensemble"] = {"sources": ("target_dnn",)}
 BASELINES = tuple(name for name in RUNS if name != OURS)
 
