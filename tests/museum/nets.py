@@ -1,0 +1,250 @@
+"""The pieces of the museum: published defenses that were broken, as small nets of the digits.
+
+Each is written as its authors or their readers would write it, without a thought for who attacks it. A piece is trained
+in seconds on images of shape (8, 8, 1) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from kerasdef import backend
+from kerasdef.training import Distillation
+
+_LOSS = keras.losses.SparseCategoricalCrossentropy
+
+
+def fit(model: keras.Model, x, y, *, epochs: int = 12, loss=None) -> keras.Model:
+    """Train a classifier of logits, always on the same batches."""
+    model.compile(keras.optimizers.Adam(3e-3), loss or _LOSS(from_logits=True), jit_compile=backend.jit())
+    rng = np.random.default_rng(1)
+    order = np.concatenate([rng.permutation(len(x)) for _ in range(epochs)])
+    model.fit(x[order], y[order], batch_size=50, epochs=1, shuffle=False, verbose=0)
+    return model
+
+
+def network(
+    first: list = (), *, channels: int = 1, active=lambda: layers.ReLU(), between: list = (), seed: int = 0, last=()
+) -> keras.Sequential:
+    """The architecture that all pieces share: a convolution, a hidden layer, logits.
+
+    Args:
+        first: Layers in front of it.
+        channels: What the layers in front of it give.
+        active: Makes the nonlinearities.
+        between: Layers behind the convolution.
+        seed: Seed of the initial weights.
+        last: Layers behind the logits.
+    """
+    glorot = [keras.initializers.GlorotUniform(seed=seed + i) for i in range(3)]
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            *first,
+            layers.Conv2D(16, 3, kernel_initializer=glorot[0]),
+            active(),
+            *between,
+            layers.Flatten(),
+            layers.Dense(64, kernel_initializer=glorot[1]),
+            active(),
+            layers.Dense(10, kernel_initializer=glorot[2]),
+            *last,
+        ]
+    )
+
+
+# -- layers ---------------------------------------------------------------------------------------------------------
+
+
+class KWinners(layers.Layer):
+    """Keeps the k largest values of a sample and sets all others to 0.
+
+    References: Xiao et al., 2020, https://arxiv.org/abs/1905.10510; broken by Tramer et al., 2020,
+    https://arxiv.org/abs/2002.08347 (section 5).
+    """
+
+    def __init__(self, share: float = 0.1):  # paper: 0.1 and 0.2
+        super().__init__()
+        self.share = share
+
+    def call(self, x):
+        """The winners."""
+        flat = ops.reshape(x, (-1, int(np.prod(x.shape[1:]))))
+        least = ops.top_k(flat, max(1, round(self.share * flat.shape[1])))[0][:, -1:]
+        return ops.reshape(ops.where(flat >= least, flat, 0.0), (-1, *x.shape[1:]))
+
+
+class Thermometer(layers.Layer):
+    """Each value as the bits "above 0.1", "above 0.2" and so on.
+
+    References: Buckman et al., 2018 (ICLR); broken by Athalye et al., 2018, https://arxiv.org/abs/1802.00420.
+    """
+
+    def __init__(self, levels: int = 10):
+        super().__init__()
+        self.levels = levels
+
+    def call(self, x):
+        """The bits, in the channels."""
+        steps = np.arange(self.levels, dtype="float32") / self.levels
+        bits = ops.cast(ops.expand_dims(x, -1) > steps, "float32")
+        return ops.reshape(bits, (-1, *x.shape[1:-1], x.shape[-1] * self.levels))
+
+
+_TABLE = np.array(  # ITU-T T.81, table K.1: luminance, quality 50
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ],
+    "float32",
+)
+
+
+class Jpeg(layers.Layer):
+    """The loss of JPEG on one block of 8x8 gray pixels: cosine transform, rounding by the table, and back.
+
+    References: Guo et al., 2018, https://arxiv.org/abs/1711.00117; broken by Athalye et al., 2018.
+    """
+
+    def __init__(self, quality: int = 50):
+        super().__init__()
+        share = 50 / quality if quality < 50 else 2 - quality / 50  # libjpeg
+        self.table = np.maximum(1.0, np.floor(_TABLE * share + 0.5)).astype("float32")
+        k, i = np.arange(8)[:, None], np.arange(8)[None]
+        rows = np.cos(np.pi * (2 * i + 1) * k / 16) / 2
+        rows[0] /= np.sqrt(2)
+        self.rows = rows.astype("float32")
+
+    def call(self, x):
+        """The image that is decoded."""
+        blocks = 255 * x[..., 0] - 128
+        coded = ops.round(ops.matmul(ops.matmul(self.rows, blocks), self.rows.T) / self.table)
+        back = ops.matmul(ops.matmul(self.rows.T, coded * self.table), self.rows)
+        return ops.expand_dims(ops.clip(ops.round(back + 128), 0, 255) / 255, -1)
+
+
+class Sine(layers.Layer):
+    """x + sin(rate * x) / 20: nearly the identity, with a gradient that is noise.
+
+    After Athalye et al., 2018 (section 3.1: shattered gradients).
+    """
+
+    def __init__(self, rate: float = 200.0):
+        super().__init__()
+        self.rate = rate
+
+    def call(self, x):
+        """The embedding."""
+        return x + ops.sin(self.rate * x) / 20
+
+
+class Shuffle(layers.Layer):
+    """Pixels in an order that a key tells.
+
+    References: Aprilpyone and Kiya, 2020 (block-wise image transformation with a secret key).
+    """
+
+    def __init__(self, key: int = 7):
+        super().__init__()
+        self.key = key
+
+    def call(self, x):
+        """The shuffled image."""
+        size = int(np.prod(x.shape[1:]))
+        order = np.random.default_rng(self.key).permutation(size)
+        return ops.reshape(ops.take(ops.reshape(x, (-1, size)), order, axis=1), (-1, *x.shape[1:]))
+
+
+class Noise(layers.Layer):
+    """Gaussian noise, drawn anew for each answer.
+
+    References: Liu et al., 2018, https://arxiv.org/abs/1712.00673 (random self-ensemble); broken by averaging.
+    """
+
+    def __init__(self, deviation: float = 0.1):
+        super().__init__()
+        self.deviation = deviation
+        self.draws = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        """The image with noise."""
+        return x + self.deviation * keras.random.normal(ops.shape(x), seed=self.draws)
+
+
+# -- pieces without a detector --------------------------------------------------------------------------------------
+
+
+def undefended(x, y):
+    """The same architecture, without a defense."""
+    return fit(network(), x, y)
+
+
+def kwta(x, y):
+    """k-winners-take-all in place of ReLU."""
+    return fit(network(active=KWinners), x, y)
+
+
+def thermometer(x, y):
+    """Thermometer encoding of the pixels."""
+    return fit(network([Thermometer()]), x, y)
+
+
+def distillation(x, y):
+    """Defensive distillation at T = 100, which is used behind a softmax."""
+
+    def trained(teacher=None):
+        student = network()
+        trainer = Distillation(student, temperature=100.0, teacher=teacher)
+        fit(trainer, x, y, epochs=40)
+        return student
+
+    student = trained(trained())
+    return keras.Sequential([keras.Input((8, 8, 1)), student, layers.Softmax()])
+
+
+def jpeg(x, y):
+    """JPEG in front of the net, which is trained without it."""
+    return _in_front(Jpeg(), undefended(x, y))
+
+
+def scaled(x, y):
+    """Logits times 1,000."""
+    return keras.Sequential(
+        [keras.Input((8, 8, 1)), undefended(x, y), layers.Rescaling(1000.0), layers.Activation("linear")]
+    )
+
+
+def sine(x, y):
+    """A sine embedding of the pixels."""
+    return fit(network([Sine()]), x, y)
+
+
+def shuffled(x, y):
+    """Pixels shuffled by a key, in training too."""
+    return fit(network([Shuffle()]), x, y)
+
+
+def noisy(x, y):
+    """Noise on the pixels, in training too."""
+    return fit(network([Noise()]), x, y)
+
+
+def stopped(x, y):
+    """Two branches, and a gradient that is stopped on the one that does most of the work."""
+    whole = undefended(x, y)
+    images = keras.Input((8, 8, 1))
+    small = layers.Dense(10, kernel_initializer=keras.initializers.GlorotUniform(seed=5))(layers.Flatten()(images))
+    logits = layers.Add()([whole(ops.stop_gradient(images)), 0.01 * small])
+    return keras.Model(images, layers.Activation("linear")(logits))
+
+
+def _in_front(layer, model):
+    return keras.Sequential([keras.Input((8, 8, 1)), layer, model])
