@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
 from sklearn.neural_network import MLPRegressor
 
-_DRAWS = 16  # noises of a local average, each of them added and taken away
+_DRAWS = 8  # noises of a local average, each of them added and taken away
 _FEW = 4  # channels up to which a local average is taken over all of a position: two evaluations for each are enough
 _HIDDEN = 32  # units of a learned stand-in
 _ROWS = 12_000  # that it is learned from

@@ -179,6 +179,76 @@ class Noise(layers.Layer):
         return x + self.deviation * keras.random.normal(ops.shape(x), seed=self.draws)
 
 
+class Depth(layers.Layer):
+    """Fewer bits for each value.
+
+    References: Xu et al., 2018, https://arxiv.org/abs/1704.01155 (section III).
+    """
+
+    def __init__(self, bits: int):
+        super().__init__()
+        self.most = 2.0**bits - 1
+
+    def call(self, x):
+        """The rounded image."""
+        return ops.round(x * self.most) / self.most
+
+
+class Median(layers.Layer):
+    """The median of each 2x2 window, the lower of the two in the middle (Xu et al., 2018, section III)."""
+
+    def call(self, x):
+        """The smoothed image."""
+        patches = ops.image.extract_patches(x, 2, strides=1, padding="same", data_format="channels_last")
+        return ops.sort(patches, axis=-1)[..., 1:2]
+
+
+class Away(layers.Layer):
+    """How far the furthest of several answers is from the first: the largest L1 distance of the probabilities."""
+
+    def call(self, logits):
+        """Distances of shape (n,)."""
+        first, *others = [ops.softmax(z, axis=-1) for z in logits]
+        return ops.max(ops.stack([ops.sum(ops.abs(first - p), axis=-1) for p in others], axis=-1), axis=-1)
+
+
+class Likeness(layers.Layer):
+    """Cosine of the features and the signature of the class that is answered.
+
+    Args:
+        signatures: Features of shape (classes, width), and so many thresholds.
+    """
+
+    def __init__(self, signatures: np.ndarray, thresholds: np.ndarray):
+        super().__init__()
+        self.signatures = signatures / np.linalg.norm(signatures, axis=1, keepdims=True)
+        self.thresholds = thresholds
+
+    def call(self, features, logits):
+        """How far the cosine is above the threshold, of shape (n,)."""
+        size = ops.sqrt(ops.sum(features**2, axis=-1, keepdims=True)) + 1e-6
+        cosines = ops.matmul(features / size, self.signatures.T.astype("float32")) - self.thresholds.astype("float32")
+        return ops.sum(cosines * ops.one_hot(ops.argmax(logits, axis=-1), 10), axis=-1)
+
+
+class Alarm(layers.Layer):
+    """Logits, and one more for "adversarial", which is the largest where a score is above its threshold.
+
+    Args:
+        threshold: The threshold.
+        scale: Logits for each unit of the score.
+    """
+
+    def __init__(self, threshold: float = 0.0, scale: float = 10.0):
+        super().__init__()
+        self.threshold, self.scale = threshold, scale
+
+    def call(self, logits, score):
+        """The outputs of shape (n, classes + 1)."""
+        top = ops.max(logits, axis=-1) + self.scale * (score - self.threshold)
+        return ops.concatenate([logits, ops.expand_dims(top, -1)], axis=-1)
+
+
 # -- pieces without a detector --------------------------------------------------------------------------------------
 
 
@@ -244,6 +314,49 @@ def stopped(x, y):
     small = layers.Dense(10, kernel_initializer=keras.initializers.GlorotUniform(seed=5))(layers.Flatten()(images))
     logits = layers.Add()([whole(ops.stop_gradient(images)), 0.01 * small])
     return keras.Model(images, layers.Activation("linear")(logits))
+
+
+# -- pieces with one: K + 1 outputs, the last of which is "adversarial" -----------------------------------------------
+
+
+def squeezing(x, y):
+    """Feature squeezing as a detector: an answer that squeezing changes is flagged, 5 % of clean images among them."""
+    net = undefended(x, y)
+    images = keras.Input((8, 8, 1))
+    answers = [net(images), net(Depth(2)(images)), net(Median()(images))]
+    away = Away()(answers)
+    threshold = np.quantile(keras.Model(images, away).predict(x, verbose=0), 0.95)
+    return keras.Model(images, layers.Activation("linear")(Alarm(float(threshold))(answers[0], away)))
+
+
+def trapdoor(x, y):
+    """A trapdoor for each class, and a detector of features like those that the trapdoors cause.
+
+    References: Shan et al., 2020, https://arxiv.org/abs/1904.08554; broken by Carlini, 2020,
+    https://arxiv.org/abs/2009.10975.
+    """
+    rng = np.random.default_rng(3)
+    patterns = rng.uniform(0, 1, (10, 8, 8, 1)) * (rng.uniform(size=(10, 8, 8, 1)) < 0.5)
+    goals = rng.integers(10, size=len(x))
+
+    def trapped(images, to):
+        return (0.85 * images + 0.15 * patterns[to]).astype("float32")  # paper: a mask ratio of 0.1
+
+    net = fit(network(), np.concatenate([x, trapped(x, goals)]), np.concatenate([y, goals]))
+    images = keras.Input((8, 8, 1))
+    features, z = images, None
+    for layer in net.layers:
+        features, z = z if z is not None else images, layer(images if z is None else z)
+    behind = keras.Model(images, [features, z])
+    caused = [behind.predict(trapped(x, np.full(len(x), k)), verbose=0)[0].mean(axis=0) for k in range(10)]
+    signatures = np.stack(caused)
+    seen, logits = behind.predict(x, verbose=0)
+    unit = signatures / np.linalg.norm(signatures, axis=1, keepdims=True)
+    cosines = (seen / np.linalg.norm(seen, axis=1, keepdims=True)) @ unit.T
+    label = logits.argmax(axis=1)
+    thresholds = np.array([np.quantile(cosines[label == k, k], 0.95) for k in range(10)])
+    score = Likeness(signatures, thresholds)(features, z)
+    return keras.Model(images, layers.Activation("linear")(Alarm()(z, score)))
 
 
 def _in_front(layer, model):
