@@ -12,6 +12,7 @@ _PUBLIC = {
     "load_dataset": "kerasdef.datasets",
     "Dataset": "kerasdef.datasets",
     "Report": "kerasdef.reporting.report",
+    "adaptive": "kerasdef.defenses.adaptive:adaptive",
     "attack": "kerasdef.recipes.attack:attack",
     "gma_victims": "kerasdef.recipes.victims:gma_victims",
     "train_iar": "kerasdef.recipes.iar.training:train",

@@ -245,7 +245,8 @@ def evaluate_drawn(model: keras.Model, x, states):
 
     if NAME == "tensorflow":
         # not `tf.vectorized_map`, which has no rules for random numbers; measured, it is no faster here
-        options = {"fn_output_signature": "float32", "parallel_iterations": _AT_ONCE}
+        at_once = None if tf.executing_eagerly() else _AT_ONCE
+        options = {"fn_output_signature": "float32", "parallel_iterations": at_once}
         return tf.map_fn(lambda z: one(*z), (x, tuple(states)), **options)
     return jax.vmap(one)(x, tuple(states))
 
@@ -284,6 +285,39 @@ def loop(times: int, fn: Callable, state):
     for _ in range(times):
         state = fn(state)
     return state
+
+
+def on_rows(mask, fn: Callable, rows: tuple, otherwise):
+    """Apply a function to some samples only.
+
+    On TensorFlow's CPU the function meets just these samples. With JAX and on GPUs, where shapes are fixed, it meets
+    all samples; with JAX it meets none where the mask has none.
+
+    Args:
+        mask: Booleans of shape (n,).
+        fn: Function of tensors whose first axis is the sample, to a tensor of shape (n, ...).
+        rows: The tensors, of shape (n, ...).
+        otherwise: What stands for the other samples, of the shape that the function gives.
+
+    Returns:
+        Tensor of shape (n, ...).
+    """
+    ops = keras.ops
+
+    def everywhere():
+        return ops.where(ops.reshape(mask, (-1,) + (1,) * (len(otherwise.shape) - 1)), fn(*rows), otherwise)
+
+    if NAME != "tensorflow":
+        return jax.lax.cond(ops.any(mask), everywhere, lambda: otherwise)
+    if has_gpu():
+        return everywhere()
+
+    def there():
+        index = tf.where(mask)
+        found = fn(*(tf.gather(row, index[:, 0]) for row in rows))
+        return tf.tensor_scatter_nd_update(otherwise, index, found)
+
+    return tf.cond(tf.reduce_any(mask), there, lambda: otherwise)
 
 
 def compiled(fn: Callable, model: keras.Model) -> Callable:

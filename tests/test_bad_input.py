@@ -27,6 +27,7 @@ import kerasdef
 from kerasdef import annotations, attacks, backend, goals, losses, norms
 from kerasdef.attacks import FGSM, PGD
 from kerasdef.attacks.by_name import make
+from kerasdef.defenses import Plain
 from kerasdef.evaluation import Outcome
 from kerasdef.models.loading import read_keras
 from kerasdef.recipes.base import fit
@@ -51,7 +52,19 @@ def net(outputs=3, activation=None):
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(outputs, activation=activation)])
 
 
+class _Noise(keras.layers.Layer):
+    """Draws random numbers when it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.generator)
+
+
 MODEL, OTHER = net(), net()
+NOISY = keras.Sequential([keras.Input((4,)), _Noise(), keras.layers.Dense(3)])
 
 
 class _Two(keras.Model):
@@ -99,6 +112,9 @@ TABLE = {
     # defenses
     "kerasdef.defenses.Plain": {"model": MODEL},
     "kerasdef.defenses.RejectClass": {"model": MODEL},
+    "kerasdef.defenses.adaptive": {"defense": MODEL, "eps": 0.1},
+    "kerasdef.defenses.Adaptive": {"defense": Plain(MODEL), "eps": 0.1},
+    "kerasdef.defenses.Row": {"stage": "a", "on": "defense"},
     "kerasdef.defenses.as_defense": {"model": MODEL},
     "kerasdef.defenses.load": {"path": "nowhere"},
     "kerasdef.defenses.Voting": {"members": [MODEL, OTHER]},
@@ -112,8 +128,10 @@ TABLE = {
     "kerasdef.evaluation.auroc": {"clean_scores": X[:, 0], "adv_scores": X[:, 1]},
     "kerasdef.evaluation.tpr_at_fpr": {"clean_scores": X[:, 0], "adv_scores": X[:, 1], "fpr": 0.1},
     "kerasdef.evaluation.mcnemar": {"a": Y > 0, "b": Y > 1},
+    "kerasdef.evaluation.four_numbers": {"defense": NOISY, "x": X, "y": Y, "x_adv": X},
     "kerasdef.evaluation.wilson": {"successes": 1, "n": 2},
     # models
+    "kerasdef.models.fixed_draw": {"model": NOISY, "draw": 1},
     "kerasdef.models.WhiteBox": {"model": MODEL},
     "kerasdef.models.predict_logits": {"model": MODEL, "x": X},
     "kerasdef.models.logits_view": {"model": MODEL},
@@ -183,6 +201,9 @@ OPEN = {
     "kerasdef.datasets.Info": "a row of the table of data sets",
     "kerasdef.datasets.DatasetNotFound": "an error",
     "kerasdef.poisoning.random_points": "takes a record of the library",
+    "kerasdef.defenses.Manifest": RECORD,
+    "kerasdef.evaluation.Randomness": RECORD,
+    "kerasdef.evaluation.FourNumbers": RECORD,
     "kerasdef.evaluation.Evaluation": RECORD,
     "kerasdef.evaluation.evaluate": "takes a plan and a data set, which are checked",
     "kerasdef.evaluation.measure": "takes outcomes, which are checked",

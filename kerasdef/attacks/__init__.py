@@ -30,6 +30,10 @@ from kerasdef.attacks.white.gradient import MIM as MIM
 from kerasdef.attacks.white.gradient import NIM as NIM
 from kerasdef.attacks.white.gradient import PGD as PGD
 from kerasdef.attacks.white.gradient import GradientAttack as GradientAttack
+from kerasdef.attacks.white.orthogonal import DetectorAttack as DetectorAttack
+from kerasdef.attacks.white.orthogonal import HingePGD as HingePGD
+from kerasdef.attacks.white.orthogonal import OrthogonalPGD as OrthogonalPGD
+from kerasdef.attacks.white.orthogonal import SelectivePGD as SelectivePGD
 from kerasdef.attacks.worst_of import Restarts as Restarts
 from kerasdef.attacks.worst_of import WorstOf as WorstOf
 from kerasdef.attacks.wrappers.base import Cycled as Cycled

@@ -8,7 +8,16 @@ from kerasdef.evaluation.statistics import mcnemar as mcnemar
 from kerasdef.evaluation.statistics import tpr_at_fpr as tpr_at_fpr
 from kerasdef.evaluation.statistics import wilson as wilson
 
-_LATER = {"Images": "plan", "Plan": "plan", "Planned": "plan", "evaluate": "judging", "Evaluation": "judging"}
+_LATER = {
+    "Images": "plan",
+    "Plan": "plan",
+    "Planned": "plan",
+    "evaluate": "judging",
+    "Evaluation": "judging",
+    "four_numbers": "randomness",
+    "FourNumbers": "randomness",
+    "Randomness": "randomness",
+}
 
 
 def __getattr__(name: str):

@@ -103,7 +103,10 @@ def _compare(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], what: 
     ordered = np.sort(wanted["probabilities"], axis=1)
     sure = ordered[:, -1] - ordered[:, -2] > 10 * PROBABILITY_TOLERANCE
     for name in sorted(set(wanted) - {"probabilities"}):
-        if not np.array_equal(found[name][sure], wanted[name][sure]):
+        near = 0.0  # labels, votes and flags are the same
+        if np.issubdtype(wanted[name].dtype, np.floating):
+            near = 10 * PROBABILITY_TOLERANCE * (1 + np.abs(wanted[name][sure]))
+        if not np.all(np.abs(found[name][sure].astype(float) - wanted[name][sure]) <= near):
             raise RuntimeError(f"{what} differs from the live model in {name!r}.")
 
 
@@ -122,6 +125,15 @@ def _write_saved_model(model: keras.Model, path: Path, bounds: tuple[float, floa
 
     archive.add_endpoint("serving_default", serving_default, [tf.TensorSpec(shape, tf.float32, name="images")])
     archive.add_endpoint("serving_uint8", serving_uint8, [tf.TensorSpec(shape, tf.uint8, name="images")])
+    if getattr(model, "learns", False):  # a defense that learns while it serves
+
+        def update(images, labels):
+            same = tf.debugging.assert_equal(tf.shape(images)[0], tf.shape(labels)[0], "a label for each image")
+            with tf.control_dependencies([same]):
+                return model.learn(tf.ensure_shape(images, shape), tf.ensure_shape(labels, (None,)))
+
+        specs = [tf.TensorSpec(shape, tf.float32, name="images"), tf.TensorSpec((None,), tf.int64, name="labels")]
+        archive.add_endpoint("update", update, specs)
     archive.write_out(str(path), verbose=False)
 
 
@@ -167,6 +179,12 @@ def _check_weights(model: keras.Model) -> None:
             raise ValueError(f"`model` must have finite weights. Received: NaN or infinite values in {weight.path!r}")
 
 
+def _begin(model: keras.Model, seeds: list[np.ndarray]) -> None:
+    """Put the random layers of a model where their draws begin."""
+    for variable, value in zip(backend.seed_variables(model), seeds, strict=True):
+        variable.assign(value)
+
+
 def export(
     model: keras.Model,
     path: str | Path,
@@ -186,7 +204,8 @@ def export(
             images, 0 to 255 mapped onto the bounds), both with named outputs; runs without kerasdef. Images of another
             shape are TensorFlow's InvalidArgumentError. One with values that are not finite or not within the bounds
             is answered by the label that rejects, or -1 where there is none; `kerasdef.models.guard.Flag` says how, and
-            a note among the facts. No other image in the batch is answered otherwise for it. "keras": a .keras
+            a note among the facts. No other image in the batch is answered otherwise for it. A defense that learns has
+            a signature `update` too, of images and their true labels (int64, shape (n,)). "keras": a .keras
             file for safe mode. That of a defense loads once kerasdef is known to Keras: `import kerasdef.defenses`, or
             `kerasdef.defenses.load(path)`; that of a classifier loads as any.
         bounds: `(low, high)`: range of the values that the model takes. None takes what the model says (a defense knows
@@ -218,6 +237,10 @@ def export(
     _check_weights(model)
     x, wanted = _probes(model, bounds)
     floats = from_pixels(x, bounds)
+    seeds = [np.array(ops.convert_to_numpy(v.value)) for v in backend.seed_variables(model)]
+    if seeds:  # draws are compared too, so all of them begin alike
+        wanted = _outputs(model, floats, bounds)
+        _begin(model, seeds)
     noted = getattr(model, "facts", {"kind": "Plain", "reject": None, "bounds": list(bounds)}) | dict(facts or {})
     noted = {"classes": wanted["probabilities"].shape[-1]} | noted
     if to == "saved_model" or hasattr(model, "facts"):  # the .keras file of a classifier has no guard
@@ -229,7 +252,9 @@ def export(
             model.save(part)
             with zipfile.ZipFile(part, "a") as file:
                 file.writestr(KERAS_FACTS, json.dumps(noted))
-            _compare(_outputs(read_keras(part), floats, bounds), wanted, "The .keras file")
+            again = read_keras(part)
+            _begin(again, seeds)  # Keras does not keep where a random layer is in its draws
+            _compare(_outputs(again, floats, bounds), wanted, "The .keras file")
             return
         write_saved_model = _write_saved_model if backend.NAME == "tensorflow" else _write_elsewhere
         with _disk_errors():

@@ -8,6 +8,8 @@ from keras import ops
 from kerasdef import checks
 from kerasdef.checks import NOBODY
 
+MOST = 1e6  # score of an image that is none, in standard deviations of clean scores
+
 
 @keras.saving.register_keras_serializable(package="kerasdef")
 class Guard(keras.layers.Layer):
@@ -46,14 +48,14 @@ class Flag(keras.layers.Layer):
 
     There `label` is the label that rejects, with all of the probability and all votes. Where no label rejects, it is
     -1, which is no class; the probabilities are equal, and nothing has a vote. `is_adversarial` is true. An answer
-    without `is_adversarial` gets `is_valid`, which is false.
+    without `is_adversarial` gets `is_valid`, which is false. An `answer` is -1 there, and a `score` 1e6.
 
     Args:
         reject: The label that stands for "adversarial", or None.
 
     Call arguments:
         answer: A dict with `label` (n,) int32 and `probabilities` (n, outputs) float32, and perhaps `is_adversarial`
-            (n,) bool and `votes` (n, outputs) int32.
+            (n,) bool, `votes` (n, outputs) int32, `answer` (n,) int32 and `score` (n,) float32.
         valid: Booleans of shape (n,).
 
     Returns:
@@ -80,6 +82,9 @@ class Flag(keras.layers.Layer):
             votes = answer["votes"]
             all_of_them = ops.cast(share, votes.dtype) * ops.sum(votes, axis=-1, keepdims=True)
             answer["votes"] = ops.where(row, votes, all_of_them)
+        for name, instead in (("answer", NOBODY), ("score", MOST)):
+            if name in answer:
+                answer[name] = ops.where(valid, answer[name], ops.cast(instead, answer[name].dtype))
         if "is_adversarial" in answer:
             answer["is_adversarial"] = ops.logical_or(answer["is_adversarial"], ops.logical_not(valid))
         else:
