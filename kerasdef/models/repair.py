@@ -250,6 +250,10 @@ class AsLayer(keras.layers.Layer):
         """What they give."""
         return self._call([x])[0]
 
+    def get_config(self):
+        """What tells it from others; a repaired model is not meant to be saved."""
+        return {"name": self.name, "parts": [keras.saving.serialize_keras_object(part) for part in self.parts]}
+
 
 # -- what is seen on the way --------------------------------------------------------------------------------------
 

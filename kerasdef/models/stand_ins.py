@@ -72,6 +72,10 @@ class LocalAverage(keras.layers.Layer):
                 near = near + slope * ops.reshape(along / _DRAWS, (-1, *(1,) * (len(slope.shape) - 1)))
         return near
 
+    def get_config(self):
+        """What tells it from others; it is not meant to be saved."""
+        return {"name": self.name, "size": self.size, "reach": self.reach, "noise": self.noise.tolist()}
+
 
 class Learned(keras.layers.Layer):
     """A net of one hidden layer that gives about what another function gives.
@@ -92,6 +96,11 @@ class Learned(keras.layers.Layer):
         (kernel, bias), (kernel2, bias2) = self._pairs
         z = ops.tanh(ops.matmul(rows(x, self.reach), kernel) + bias)
         return ops.reshape(ops.matmul(z, kernel2) + bias2, (-1, *self.shape))
+
+    def get_config(self):
+        """What tells it from others; it is not meant to be saved."""
+        weights = [[a.tolist() for a in pair] for pair in self._pairs]
+        return {"name": self.name, "reach": self.reach, "shape": list(self.shape), "weights": weights}
 
 
 def rows(h, reach: str):

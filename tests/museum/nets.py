@@ -1,7 +1,8 @@
 """The pieces of the museum: published defenses that were broken, as small nets of the digits.
 
 Each is written as its authors or their readers would write it, without a thought for who attacks it. A piece is trained
-in seconds on images of shape (8, 8, 1) in [0, 1].
+in seconds on images of shape (8, 8, 1) in [0, 1]. Its function gives two models: the defense, and what the attack that its
+claim rests on is made on, such as the net without the detector.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kerasdef import backend
+from kerasdef import backend, models
 from kerasdef.training import Distillation
 
 _LOSS = keras.losses.SparseCategoricalCrossentropy
@@ -25,18 +26,13 @@ def fit(model: keras.Model, x, y, *, epochs: int = 12, loss=None) -> keras.Model
     return model
 
 
-def network(
-    first: list = (), *, channels: int = 1, active=lambda: layers.ReLU(), between: list = (), seed: int = 0, last=()
-) -> keras.Sequential:
+def network(first: list = (), *, active=lambda: layers.ReLU(), seed: int = 0) -> keras.Sequential:
     """The architecture that all pieces share: a convolution, a hidden layer, logits.
 
     Args:
         first: Layers in front of it.
-        channels: What the layers in front of it give.
         active: Makes the nonlinearities.
-        between: Layers behind the convolution.
         seed: Seed of the initial weights.
-        last: Layers behind the logits.
     """
     glorot = [keras.initializers.GlorotUniform(seed=seed + i) for i in range(3)]
     return keras.Sequential(
@@ -45,12 +41,10 @@ def network(
             *first,
             layers.Conv2D(16, 3, kernel_initializer=glorot[0]),
             active(),
-            *between,
             layers.Flatten(),
             layers.Dense(64, kernel_initializer=glorot[1]),
             active(),
             layers.Dense(10, kernel_initializer=glorot[2]),
-            *last,
         ]
     )
 
@@ -257,14 +251,25 @@ def undefended(x, y):
     return fit(network(), x, y)
 
 
+def alone(model):
+    """A defense whose claim rests on an attack on itself."""
+    return model, model
+
+
+def squashed(model):
+    """A model, and its probabilities as they are: gradients vanish behind a softmax that is sure."""
+    outputs = keras.Sequential([keras.Input((8, 8, 1)), model, layers.Softmax()])
+    return model, models.as_logits(outputs)
+
+
 def kwta(x, y):
     """k-winners-take-all in place of ReLU."""
-    return fit(network(active=KWinners), x, y)
+    return alone(fit(network(active=KWinners), x, y))
 
 
 def thermometer(x, y):
     """Thermometer encoding of the pixels."""
-    return fit(network([Thermometer()]), x, y)
+    return alone(fit(network([Thermometer()]), x, y))
 
 
 def distillation(x, y):
@@ -276,35 +281,38 @@ def distillation(x, y):
         fit(trainer, x, y, epochs=40)
         return student
 
-    student = trained(trained())
-    return keras.Sequential([keras.Input((8, 8, 1)), student, layers.Softmax()])
+    return squashed(trained(trained()))
 
 
 def jpeg(x, y):
     """JPEG in front of the net, which is trained without it."""
-    return _in_front(Jpeg(), undefended(x, y))
+    return alone(keras.Sequential([keras.Input((8, 8, 1)), Jpeg(), undefended(x, y)]))
 
 
 def scaled(x, y):
     """Logits times 1,000."""
-    return keras.Sequential(
-        [keras.Input((8, 8, 1)), undefended(x, y), layers.Rescaling(1000.0), layers.Activation("linear")]
-    )
+    last = [layers.Rescaling(1000.0), layers.Activation("linear")]
+    return squashed(keras.Sequential([keras.Input((8, 8, 1)), undefended(x, y), *last]))
 
 
 def sine(x, y):
     """A sine embedding of the pixels."""
-    return fit(network([Sine()]), x, y)
+    return alone(fit(network([Sine()]), x, y))
 
 
 def shuffled(x, y):
-    """Pixels shuffled by a key, in training too."""
-    return fit(network([Shuffle()]), x, y)
+    """Pixels shuffled by a key, in training too. Its claim: an attacker without the key attacks another net."""
+    return fit(network([Shuffle()]), x, y), undefended(x, y)
 
 
 def noisy(x, y):
     """Noise on the pixels, in training too."""
-    return fit(network([Noise()]), x, y)
+    return alone(fit(network([Noise()]), x, y))
+
+
+def augmented(x, y):
+    """The net that noise is compared with: it is trained on noisy images, and answers without noise."""
+    return fit(network([layers.GaussianNoise(0.1, seed=0)]), x, y)
 
 
 def stopped(x, y):
@@ -313,7 +321,7 @@ def stopped(x, y):
     images = keras.Input((8, 8, 1))
     small = layers.Dense(10, kernel_initializer=keras.initializers.GlorotUniform(seed=5))(layers.Flatten()(images))
     logits = layers.Add()([whole(ops.stop_gradient(images)), 0.01 * small])
-    return keras.Model(images, layers.Activation("linear")(logits))
+    return alone(keras.Model(images, layers.Activation("linear")(logits)))
 
 
 # -- pieces with one: K + 1 outputs, the last of which is "adversarial" -----------------------------------------------
@@ -326,7 +334,7 @@ def squeezing(x, y):
     answers = [net(images), net(Depth(2)(images)), net(Median()(images))]
     away = Away()(answers)
     threshold = np.quantile(keras.Model(images, away).predict(x, verbose=0), 0.95)
-    return keras.Model(images, layers.Activation("linear")(Alarm(float(threshold))(answers[0], away)))
+    return keras.Model(images, layers.Activation("linear")(Alarm(float(threshold))(answers[0], away))), net
 
 
 def trapdoor(x, y):
@@ -344,20 +352,16 @@ def trapdoor(x, y):
 
     net = fit(network(), np.concatenate([x, trapped(x, goals)]), np.concatenate([y, goals]))
     images = keras.Input((8, 8, 1))
-    features, z = images, None
+    features = z = images
     for layer in net.layers:
-        features, z = z if z is not None else images, layer(images if z is None else z)
+        features, z = z, layer(z)
     behind = keras.Model(images, [features, z])
     caused = [behind.predict(trapped(x, np.full(len(x), k)), verbose=0)[0].mean(axis=0) for k in range(10)]
-    signatures = np.stack(caused)
+    signatures = np.stack(caused).astype("float32")
     seen, logits = behind.predict(x, verbose=0)
     unit = signatures / np.linalg.norm(signatures, axis=1, keepdims=True)
     cosines = (seen / np.linalg.norm(seen, axis=1, keepdims=True)) @ unit.T
     label = logits.argmax(axis=1)
     thresholds = np.array([np.quantile(cosines[label == k, k], 0.95) for k in range(10)])
     score = Likeness(signatures, thresholds)(features, z)
-    return keras.Model(images, layers.Activation("linear")(Alarm()(z, score)))
-
-
-def _in_front(layer, model):
-    return keras.Sequential([keras.Input((8, 8, 1)), layer, model])
+    return keras.Model(images, layers.Activation("linear")(Alarm()(z, score))), net
