@@ -143,6 +143,7 @@ TABLE = {
     "kerasdef.models.stack_logits": {"models": [MODEL, OTHER]},
     "kerasdef.models.named_views": {"models": [MODEL, OTHER]},
     "kerasdef.models.pad": {"array": X, "size": 8},
+    "kerasdef.models.repair": {"model": MODEL, "x": X},
     **{
         f"kerasdef.models.{name}": {"model": MODEL}
         for name in ("as_logits", "gives_logits", "has_batch_norm", "logits_of", "float_input", "input_bounds")
@@ -191,6 +192,8 @@ OPEN = {
     "kerasdef.norms.flatten": HANDLES,
     "kerasdef.training.adversarial_labels": HANDLES,
     "kerasdef.training.most_confusing": HANDLES,
+    "kerasdef.models.Finding": RECORD,
+    "kerasdef.models.Repaired": RECORD,
     "kerasdef.models.padded_batches": "an iterator of the library's loops",
     "kerasdef.models.Untracked": "holds models for Keras",
     "kerasdef.models.check_symbolic": "the check that others make of their models",
