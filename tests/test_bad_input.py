@@ -30,10 +30,11 @@ from kerasdef.attacks.by_name import make
 from kerasdef.evaluation import Outcome
 from kerasdef.models.loading import read_keras
 from kerasdef.recipes.base import fit
+from kerasdef.recipes.hybrid.settings import HybridSettings
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
-from kerasdef.recipes.settings import AttackSettings
+from kerasdef.recipes.settings import AttackSettings, EvaluateSettings
 from kerasdef.training import Mixture, Stage
 
 PACKAGES = (
@@ -192,6 +193,7 @@ OPEN = {
     "kerasdef.attacks.from_cleverhans": "needs another library; in test_adapters",
     "kerasdef.gma_victims": "in test_victims",
     "kerasdef.attack": "AttackSettings is tried in its place",
+    "kerasdef.evaluate": "EvaluateSettings is tried in its place",
 }
 
 
@@ -214,8 +216,10 @@ def public() -> dict[str, typing.Callable]:
 PUBLIC = public()
 OPEN |= {n: "its settings class is tried in its place" for n in PUBLIC if n.startswith("kerasdef.train_")}
 OWN = {"attack": AttackSettings, "robust": RobustSettings, "mia": MIASettings, "iar": IARSettings, **METHODS}
+OWN |= {"hybrid": HybridSettings, "evaluate": EvaluateSettings}
 SETTINGS = {f"settings of {name}": cls for name, cls in OWN.items()}
 TABLE["settings of attack"] = {"model": "m.keras"}
+TABLE["settings of evaluate"] = {"run": "nowhere"}
 
 
 def needs(function) -> bool:

@@ -202,9 +202,9 @@ class Judge:
         s = self.settings
         many = f"{len(self.rows)} test images, those on {BASE} and the adaptive ones on {self.count} of them"
         return [
-            f"The attacks of the paper's protocol are made on {UNDEFENDED} and, as {_PREFIX}..., on {BASE}, and "
-            f"shown to the other models. They have Linf {s.eps:.4g}; that of Carlini and Wagner is L2 and has no radius. They "
-            f"are made of {many}.",
+            f"The attacks of the paper's protocol are made on {UNDEFENDED} and, as {_PREFIX}..., on {BASE}, and shown "
+            f"to the other models. They have Linf {s.eps:.4g}; that of Carlini and Wagner is L2 and has no radius. "
+            f"They are made of {many}.",
             f"The adaptive attacks take {s.adaptive_steps} steps at the same radius, on each model with its own goal.",
             "The threshold of the detector is set on validation images that nothing else has seen.",
         ]

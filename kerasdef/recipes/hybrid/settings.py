@@ -35,11 +35,20 @@ def _members(name: str, value) -> tuple:
     return value
 
 
+def _integers(name: str, text: str) -> tuple[int, ...]:
+    """Return integers separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"`{name}` must be integers separated by commas. Received: {text!r}") from None
+
+
 def _stage(name: str) -> Any:
     """A field of the multi-stage training."""
     found = next(f for f in dataclasses.fields(MultistageSettings) if f.name == name)
     about = found.metadata["setting"]
     read = common.numbers if isinstance(found.default, tuple) else None
+    read = _integers if name == "steps" else read
     return setting(found.default, check=about.check, help=about.help, source=about.source, read=read)
 
 

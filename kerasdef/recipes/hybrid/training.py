@@ -60,7 +60,14 @@ def train(data: str | Dataset | tuple | Path = HybridSettings.data, **settings) 
 
     References: Wen, Danso and Danso, 2025, section 3, Algorithm 1.
     """
-    s = HybridSettings.of({"data": data, **settings})
+    run = _run_of(HybridSettings.of({"data": data, **settings}))
+    run.check()
+    pieces = Store(run.s.out, run.record(), judging=JUDGING)
+    return run.all(pieces).write(run.s.out)
+
+
+def _run_of(s: HybridSettings) -> _Run:
+    """The run of some settings: the data as it is divided, and what was left open filled in."""
     dataset = as_dataset(s.data)
     if len(dataset.input_shape) != 3:
         raise ValueError(f"`data` must be images. Received: samples of shape {dataset.input_shape}")
@@ -68,12 +75,9 @@ def train(data: str | Dataset | tuple | Path = HybridSettings.data, **settings) 
     eps = None if s.eps is None else s.eps / (high - low)
     s = dataclasses.replace(s, eps=eps, sigma=s.sigma / (high - low))
     dataset = divided(dataset.rescaled((0.0, 1.0)), s)
-    s = s.on(dataset.name, dataset.n_train)
-    builders = {f"member{i}": _builder("members", member) for i, member in enumerate(s.members, 1)}
-    run = _Run(dataset, whole, s, {"undefended": _builder("undefended", s.undefended), **builders})
-    run.check()
-    pieces = Store(s.out, run.record(), judging=JUDGING)
-    return run.all(pieces).write(s.out)
+    builders = {"undefended": _builder("undefended", s.undefended)}
+    builders |= {f"member{i}": _builder("members", member) for i, member in enumerate(s.members, 1)}
+    return _Run(dataset, whole, s.on(dataset.name, dataset.n_train), builders)
 
 
 def _builder(name: str, network: str | Callable) -> Callable:
