@@ -6,9 +6,13 @@ from kerasdef.defenses.base import Defense as Defense
 from kerasdef.defenses.base import Plain as Plain
 from kerasdef.defenses.base import RejectClass as RejectClass
 from kerasdef.defenses.base import as_defense as as_defense
+from kerasdef.defenses.hybrid import EvadeEnsemble as EvadeEnsemble
+from kerasdef.defenses.hybrid import HybridDefense as HybridDefense
 from kerasdef.defenses.loading import load as load
+from kerasdef.defenses.runtime import Runtime as Runtime
 from kerasdef.defenses.voting import EvadeVote as EvadeVote
 from kerasdef.defenses.voting import Vote as Vote
 from kerasdef.defenses.voting import Voting as Voting
 from kerasdef.defenses.voting import bootstrap_indices as bootstrap_indices
 from kerasdef.defenses.voting import voting_model as voting_model
+from kerasdef.defenses.weights import AdaptiveWeights as AdaptiveWeights

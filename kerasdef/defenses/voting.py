@@ -12,8 +12,9 @@ from sklearn.utils import check_random_state
 
 from kerasdef import checks
 from kerasdef.annotations import check_fields, checked
-from kerasdef.defenses.base import NOBODY, OfMembers, check_member
+from kerasdef.defenses.base import NOBODY, OfMembers, check_members
 from kerasdef.goals import Evade, Goal, Misclassify, answered
+from kerasdef.models.guard import argmax
 
 _SEEDS = np.iinfo(np.int32).max  # scikit-learn draws the seeds of the members below this
 
@@ -49,9 +50,11 @@ def decide(logits):
         `(label, votes, probabilities)` of shapes (n,), (n, classes) and (n, classes).
     """
     probabilities = ops.mean(ops.softmax(logits, axis=-1), axis=1)
-    ballots = ops.one_hot(ops.argmax(logits, axis=-1), logits.shape[-1], dtype="float32")
+    ballots = ops.one_hot(argmax(logits), logits.shape[-1], dtype="float32")
     votes = ops.sum(ballots, axis=1)
-    label = ops.argmax(votes + 0.5 * probabilities, axis=-1)  # less than one vote: decides between equals only
+    label = argmax(
+        ops.cast(votes, probabilities.dtype) + 0.5 * probabilities
+    )  # less than one vote: decides between equals only
     return label, votes, probabilities
 
 
@@ -127,14 +130,7 @@ class Voting(OfMembers):
         bounds: tuple[float, float] | None = None,
         name: str = "vote",
     ):
-        members = list(members)
-        if not members:
-            raise ValueError("`members` must be one or more models. Received: members=[]")
-        for member in members:
-            check_member(member)
-        shapes = {(tuple(m.input_shape), tuple(m.output_shape)) for m in members}
-        if len(shapes) > 1:
-            raise ValueError(f"`members` must have the same input and output shapes. Received: {sorted(shapes)}")
+        members = check_members(members)
         outputs = max(2, members[0].output_shape[-1])  # one sigmoid output stands for two classes
         if reject is not None and reject >= outputs:
             raise ValueError(f"`reject` must be below the number of outputs, {outputs}. Received: reject={reject}")

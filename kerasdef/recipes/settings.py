@@ -251,8 +251,8 @@ class ExportSettings(Settings):
     run: Path = setting(argument=True, help="The folder of a finished run, or a .keras file.")
     to: str = setting(
         "saved_model",
-        check=partial(checks.one_of, choices=("saved_model", "keras")),
-        help='The format: "saved_model" for a SavedModel, or "keras" for a .keras file.',
+        check=partial(checks.one_of, choices=("saved_model", "keras", "onnx")),
+        help='The format: "saved_model" for a SavedModel, "keras" for a .keras file, "onnx" for ONNX Runtime.',
     )
     out: Path | None = setting(None, help="Where to write. By default into the folder of the run.")
 

@@ -136,7 +136,7 @@ def of_export(path: Path, to: str, run: Mapping | None, noted: Callable[[Path], 
 
     Args:
         path: Where it is to be written; the folder that it lies in is made.
-        to: The format, "saved_model" or "keras".
+        to: The format, "saved_model", "keras" or "onnx".
         run: Settings of the run that is exported, or None.
         noted: Reads what an export has noted in itself; empty for files of others.
 

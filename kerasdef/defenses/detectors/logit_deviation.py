@@ -9,6 +9,7 @@ from keras import ops
 from kerasdef import checks
 from kerasdef.annotations import checked
 from kerasdef.defenses.detectors.base import Detector
+from kerasdef.models.guard import argmax
 
 REDUCE = ("max", "mean")
 
@@ -71,7 +72,7 @@ class LogitDeviation(Detector):
     def call(self, x, logits):
         """Scores of shape (n,)."""
         if self.by_class:
-            given = ops.argmax(ops.mean(ops.softmax(logits, axis=-1), axis=1), axis=-1)
+            given = argmax(ops.mean(ops.softmax(logits, axis=-1), axis=1))
             mean, deviation = ops.take(self.mean, given, axis=0), ops.take(self.deviation, given, axis=0)
         else:
             mean, deviation = self.mean, self.deviation
