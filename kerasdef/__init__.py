@@ -13,7 +13,11 @@ _PUBLIC = {
     "Dataset": "kerasdef.datasets",
     "Report": "kerasdef.reporting.report",
     "attack": "kerasdef.recipes.attack:attack",
+<<<<<<< HEAD
     "evaluate": "kerasdef.recipes.evaluate:evaluate",
+=======
+    "certify": "kerasdef.recipes.certify:certify",
+>>>>>>> main
     "gma_victims": "kerasdef.recipes.victims:gma_victims",
     "train_hybrid": "kerasdef.recipes.hybrid.training:train",
     "train_iar": "kerasdef.recipes.iar.training:train",

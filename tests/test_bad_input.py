@@ -27,6 +27,7 @@ import kerasdef
 from kerasdef import annotations, attacks, backend, goals, losses, norms
 from kerasdef.attacks import FGSM, PGD
 from kerasdef.attacks.by_name import make
+from kerasdef.defenses import Plain
 from kerasdef.evaluation import Outcome
 from kerasdef.models.loading import read_keras
 from kerasdef.recipes.base import fit
@@ -34,7 +35,11 @@ from kerasdef.recipes.hybrid.settings import HybridSettings
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
+<<<<<<< HEAD
 from kerasdef.recipes.settings import AttackSettings, EvaluateSettings
+=======
+from kerasdef.recipes.settings import AttackSettings, CertifySettings
+>>>>>>> main
 from kerasdef.training import Mixture, Stage
 
 PACKAGES = (
@@ -100,6 +105,7 @@ TABLE = {
     # defenses
     "kerasdef.defenses.Plain": {"model": MODEL},
     "kerasdef.defenses.RejectClass": {"model": MODEL},
+    "kerasdef.defenses.Smoothed": {"model": MODEL, "sigma": 0.1},
     "kerasdef.defenses.as_defense": {"model": MODEL},
     "kerasdef.defenses.load": {"path": "nowhere"},
     "kerasdef.defenses.Voting": {"members": [MODEL, OTHER]},
@@ -110,10 +116,15 @@ TABLE = {
     "kerasdef.evaluation.Plan": {"model": "m", "rows": np.arange(3)},
     "kerasdef.evaluation.Planned": {"attack": PGD()},
     "kerasdef.evaluation.Images": {"x": X, "index": np.arange(6)},
+    "kerasdef.evaluation.certified_accuracy": {"correct": Y > 0, "radius": X[:, 0]},
     "kerasdef.evaluation.auroc": {"clean_scores": X[:, 0], "adv_scores": X[:, 1]},
     "kerasdef.evaluation.tpr_at_fpr": {"clean_scores": X[:, 0], "adv_scores": X[:, 1], "fpr": 0.1},
     "kerasdef.evaluation.mcnemar": {"a": Y > 0, "b": Y > 1},
     "kerasdef.evaluation.wilson": {"successes": 1, "n": 2},
+    "kerasdef.evaluation.binarization": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.unbounded": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.monotone": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.self_check": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
     # models
     "kerasdef.models.WhiteBox": {"model": MODEL},
     "kerasdef.models.predict_logits": {"model": MODEL, "x": X},
@@ -144,6 +155,7 @@ TABLE = {
     "kerasdef.testing.LinearOracle": {"weights": RNG.normal(size=(4, 3))},
     # training
     "kerasdef.training.AdversarialTraining": {"model": MODEL, "attack": PGD()},
+    "kerasdef.training.NoiseTraining": {"model": MODEL, "sigma": 0.1},
     "kerasdef.training.FreeTraining": {"model": MODEL, "eps": 0.1, "batch_size": 2},
     "kerasdef.training.Distillation": {"model": MODEL},
     "kerasdef.training.RobustValidation": {"x": X, "y": Y, "attack": PGD()},
@@ -173,6 +185,8 @@ OPEN = {
     "kerasdef.models.check_symbolic": "the check that others make of their models",
     "kerasdef.defenses.Defense": "an abstract class",
     "kerasdef.defenses.Decision": RECORD,
+    "kerasdef.defenses.Certificates": RECORD,
+    "kerasdef.defenses.Predictions": RECORD,
     "kerasdef.attacks.Result": RECORD,
     "kerasdef.attacks.SequenceResult": RECORD,
     "kerasdef.attacks.GMAAnalysis": RECORD,
@@ -182,6 +196,10 @@ OPEN = {
     "kerasdef.datasets.DatasetNotFound": "an error",
     "kerasdef.poisoning.random_points": "takes a record of the library",
     "kerasdef.evaluation.Evaluation": RECORD,
+    "kerasdef.evaluation.Binarization": RECORD,
+    "kerasdef.evaluation.Monotone": RECORD,
+    "kerasdef.evaluation.Unbounded": RECORD,
+    "kerasdef.evaluation.SelfCheck": RECORD,
     "kerasdef.evaluation.evaluate": "takes a plan and a data set, which are checked",
     "kerasdef.evaluation.measure": "takes outcomes, which are checked",
     "kerasdef.testing.linear_model": "makes models for tests",
@@ -193,7 +211,11 @@ OPEN = {
     "kerasdef.attacks.from_cleverhans": "needs another library; in test_adapters",
     "kerasdef.gma_victims": "in test_victims",
     "kerasdef.attack": "AttackSettings is tried in its place",
+<<<<<<< HEAD
     "kerasdef.evaluate": "EvaluateSettings is tried in its place",
+=======
+    "kerasdef.certify": "CertifySettings is tried in its place",
+>>>>>>> main
 }
 
 
@@ -215,11 +237,24 @@ def public() -> dict[str, typing.Callable]:
 
 PUBLIC = public()
 OPEN |= {n: "its settings class is tried in its place" for n in PUBLIC if n.startswith("kerasdef.train_")}
+<<<<<<< HEAD
 OWN = {"attack": AttackSettings, "robust": RobustSettings, "mia": MIASettings, "iar": IARSettings, **METHODS}
 OWN |= {"hybrid": HybridSettings, "evaluate": EvaluateSettings}
 SETTINGS = {f"settings of {name}": cls for name, cls in OWN.items()}
 TABLE["settings of attack"] = {"model": "m.keras"}
 TABLE["settings of evaluate"] = {"run": "nowhere"}
+=======
+OWN = {
+    "attack": AttackSettings,
+    "certify": CertifySettings,
+    "robust": RobustSettings,
+    "mia": MIASettings,
+    "iar": IARSettings,
+    **METHODS,
+}
+SETTINGS = {f"settings of {name}": cls for name, cls in OWN.items()}
+TABLE["settings of attack"] = TABLE["settings of certify"] = {"model": "m.keras"}
+>>>>>>> main
 
 
 def needs(function) -> bool:
@@ -314,7 +349,11 @@ def ending(name: str, parameter: str, value) -> str | None:
 
 
 # what a good value of these would begin to do takes longer than a test may: only values of a wrong kind are tried
-LONG = ("kerasdef.attacks.gma_analysis", "kerasdef.poisoning.poisoning_effect")
+LONG = (
+    "kerasdef.attacks.gma_analysis",
+    "kerasdef.poisoning.poisoning_effect",
+    *(f"kerasdef.evaluation.{name}" for name in ("binarization", "unbounded", "monotone", "self_check")),
+)
 
 
 def tried(call: tuple[str, str], value) -> bool:

@@ -20,7 +20,11 @@ from kerasdef.recipes.hybrid.settings import HybridSettings
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
+<<<<<<< HEAD
 from kerasdef.recipes.settings import AttackSettings, EvaluateSettings, ExportSettings, ReportSettings
+=======
+from kerasdef.recipes.settings import AttackSettings, CertifySettings, ExportSettings, ReportSettings
+>>>>>>> main
 
 
 def commands(command=None, path=()):
@@ -40,10 +44,23 @@ LEAVES = [path for path, command in COMMANDS.items() if not getattr(command, "co
 
 
 def test_there_are_the_commands_that_we_know():
+<<<<<<< HEAD
     found = {("train", "mia"), ("attack",), ("export",), ("report",), ("list", "attacks"), ("list", "datasets")}
     found |= {("train", "iar"), ("train", "hybrid"), ("evaluate",), ("list", "methods")} | {
         ("train", name) for name in METHODS
     }
+=======
+    found = {
+        ("train", "mia"),
+        ("attack",),
+        ("certify",),
+        ("export",),
+        ("report",),
+        ("list", "attacks"),
+        ("list", "datasets"),
+    }
+    found |= {("train", "iar"), ("list", "methods")} | {("train", name) for name in METHODS}
+>>>>>>> main
     assert set(LEAVES) == found
 
 
@@ -96,7 +113,12 @@ def test_help_and_lists_come_without_importing_a_framework(words):
 
 # -- options are made from settings -------------------------------------------------------------------------------
 
-CLASSES = {("attack",): AttackSettings, ("export",): ExportSettings, ("report",): ReportSettings}
+CLASSES = {
+    ("attack",): AttackSettings,
+    ("certify",): CertifySettings,
+    ("export",): ExportSettings,
+    ("report",): ReportSettings,
+}
 CLASSES |= {("train", "mia"): MIASettings, ("train", "iar"): IARSettings}
 CLASSES |= {("train", "hybrid"): HybridSettings, ("evaluate",): EvaluateSettings}
 CLASSES |= {("train", name): RobustSettings for name in METHODS}

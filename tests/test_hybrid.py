@@ -110,6 +110,21 @@ def test_images_that_are_not_flagged_do_not_pay(members, detector):
     assert counting.seen == []
 
 
+def test_the_first_member_answers_alone_where_it_is_sure_and_not_flagged(members):
+    x = images(200)
+    y = np.zeros(400, "int64")
+    detector = LogitDeviation(rate=0.1).fit(members[0], images(400, 1), y)
+    defense = HybridDefense(members, detector=detector, sure=0.8)
+    each = shares(members, x)
+    alone = (each[0].max(axis=1) >= 0.8) & ~detector.flags(x)
+    assert 0.1 < alone.mean() < 0.9
+    wanted = np.where(alone[:, None], each[0], each.mean(axis=0))
+    found = ops.convert_to_numpy(defense(ops.convert_to_tensor(x))["probabilities"])[:, :K]
+    np.testing.assert_allclose(found / found.sum(axis=1, keepdims=True), wanted, atol=1e-5)
+    with pytest.raises(ValueError, match="at least two members"):
+        HybridDefense(members[:1], sure=0.8)
+
+
 def test_smoothing_averages_probabilities_over_noisy_copies(members):
     x = images(3)
     defense = HybridDefense(members, sigma=0.2, draws=400, repair="always", seed=5)

@@ -10,6 +10,9 @@ from kerasdef.defenses.hybrid import EvadeEnsemble as EvadeEnsemble
 from kerasdef.defenses.hybrid import HybridDefense as HybridDefense
 from kerasdef.defenses.loading import load as load
 from kerasdef.defenses.runtime import Runtime as Runtime
+from kerasdef.defenses.smoothing import Certificates as Certificates
+from kerasdef.defenses.smoothing import Predictions as Predictions
+from kerasdef.defenses.smoothing import Smoothed as Smoothed
 from kerasdef.defenses.voting import EvadeVote as EvadeVote
 from kerasdef.defenses.voting import Vote as Vote
 from kerasdef.defenses.voting import Voting as Voting

@@ -136,7 +136,11 @@ class Members(keras.layers.Layer):
 
     def call(self, x, training=None):
         """Logits of each member."""
-        return [ops.cast(view(x, training=training), "float32") for view in self.views.models]
+        return self.of(x, slice(None), training=training)
+
+    def of(self, x, which: slice, training=None) -> list:
+        """Logits of some members."""
+        return [ops.cast(view(x, training=training), "float32") for view in self.views.models[which]]
 
     def compute_output_spec(self, x, training=None):
         """Shapes and types of the outputs."""

@@ -106,6 +106,7 @@ class Stages(keras.layers.Layer):
         weights: Weights of the members.
         always: Whether every image is repaired; otherwise those that are flagged.
         rejects: Whether the excess is the last column of the outputs.
+        sure: Probability from which on the first member answers alone, or None.
 
     Call arguments:
         x: Images of shape (n, ...).
@@ -114,11 +115,11 @@ class Stages(keras.layers.Layer):
         Tensor of shape (n, members, K) or, if it rejects, (n, members, K + 1): log(w_i p_i), and the excess.
     """
 
-    def __init__(self, members, detector, purifier, *, sigma, draws, weights, always, rejects, seed, **kwargs):
+    def __init__(self, members, detector, purifier, *, sigma, draws, weights, always, rejects, seed, sure, **kwargs):
         super().__init__(dtype="float32", **kwargs)
         self.members = Members(members, name="members")
         self.detector, self.purifier, self.weighted = detector, purifier, weights
-        self.sigma, self.draws, self.always, self.rejects = sigma, draws, always, rejects
+        self.sigma, self.draws, self.always, self.rejects, self.sure = sigma, draws, always, rejects, sure
         self.seeds = keras.random.SeedGenerator(seed) if sigma > 0 else None
         self.built = True
 
@@ -129,11 +130,25 @@ class Stages(keras.layers.Layer):
 
     def watched(self, x):
         """Logarithms of the members' probabilities, (n, members, K), and the detector's excess, (n,), or None."""
-        logits = ops.stack(self.members(x), axis=1)
-        if self.detector is None:
-            return ops.log_softmax(logits, axis=-1), None
-        excess = self.detector.excess(x, logits)
-        return ops.log_softmax(logits, axis=-1), ops.where(finite(excess), excess, MOST)
+        first = self.members.of(x, slice(None) if self.sure is None else slice(1))
+        logits = ops.stack(first, axis=1)
+        log_p, excess = ops.log_softmax(logits, axis=-1), None
+        if self.detector is not None:
+            excess = self.detector.excess(x, logits)
+            excess = ops.where(finite(excess), excess, MOST)
+        return log_p if self.sure is None else self._joined(x, log_p, excess), excess
+
+    def _joined(self, x, first, excess):
+        """Logarithms of all members' probabilities where the first is unsure or flagged, else its own for all."""
+        rest = len(self.members.members) - 1
+        unsure = ops.max(first, axis=(1, 2)) < np.log(self.sure)
+        unsure = unsure if excess is None else ops.logical_or(unsure, excess > 0)
+
+        def all_of_them(x, first):
+            others = ops.stack(self.members.of(x, slice(1, None)), axis=1)
+            return ops.concatenate([first, ops.log_softmax(others, axis=-1)], axis=1)
+
+        return backend.on_rows(unsure, all_of_them, (x, first), ops.repeat(first, rest + 1, axis=1))
 
     def parts(self, x):
         """Logarithms of the members' probabilities after the repair, (n, members, K), and the excess, (n,), or None."""
@@ -236,6 +251,9 @@ class HybridDefense(Defense):
         weights: Weights of the members; None begins with equal ones.
         repair: Whether what is "flagged" is purified and smoothed, or "always" every image.
         flagged: "rejected" or "answered", as above.
+        sure: Selective activation: where the first member gives a class at least this probability, and nothing is
+            flagged, it answers alone, and with TensorFlow the others are not asked. The detector is then one that was
+            fitted for the first member. None always asks all members.
         seed: Seed of the noise.
         bounds: `(low, high)`: range of the values that the members take. None takes what they say, else (0, 1).
         name: Name of the model.
@@ -263,6 +281,7 @@ class HybridDefense(Defense):
         weights: AdaptiveWeights | None = None,
         repair: str = "flagged",
         flagged: str = "rejected",
+        sure: float | None = None,
         seed: int = 0,
         bounds: tuple[float, float] | None = None,
         name: str = "hybrid",
@@ -274,10 +293,14 @@ class HybridDefense(Defense):
         checks.one_of("flagged", flagged, FLAGGED)
         checks.real("sigma", sigma, low=0.0)
         checks.positive_int("draws", draws)
+        if sure is not None:
+            sure = checks.share("sure", sure)
+            if len(members) < 2:
+                raise ValueError(f"`sure` needs at least two members. Received: sure={sure} with one member")
         if detector is not None:
             if not detector.built:
                 detector.check_fitted()
-            detector.attach(members)
+            detector.attach(members if sure is None else members[:1])
         for part, given in (("detector", detector), ("purifier", purifier)):
             if given is not None and tuple(given.bounds) != tuple(bounds):
                 raise ValueError(f"`{part}` must have the bounds of the members, {bounds}. Received: {given.bounds}")
@@ -295,6 +318,7 @@ class HybridDefense(Defense):
             weights=weights,
             always=repair == "always",
             rejects=rejects,
+            sure=sure,
             seed=checks.non_negative_int("seed", seed),
             name="stages",
         )
@@ -306,7 +330,8 @@ class HybridDefense(Defense):
         super().__init__(images, answer, classes=outputs, reject=reject, bounds=bounds, name=name)
         self._attacked = models.Untracked((models.as_logits(staged),))
         self._goal = goal
-        self._settings = {"sigma": float(sigma), "draws": draws, "repair": repair, "flagged": flagged, "seed": seed}
+        self._settings = {"sigma": float(sigma), "draws": draws, "repair": repair, "flagged": flagged}
+        self._settings |= {"sure": sure, "seed": seed}
 
     @property
     def learns(self) -> bool:
@@ -414,5 +439,5 @@ class HybridDefense(Defense):
             if config[part] is not None:
                 config[part] = keras.saving.deserialize_keras_object(config[part], custom_objects)
         if config["detector"] is not None:
-            config["detector"].attach(members)
+            config["detector"].attach(members if config["sure"] is None else members[:1])
         return cls(members, **config)

@@ -209,6 +209,7 @@ class AttackSettings(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+<<<<<<< HEAD
 class EvaluateSettings(RunSettings):
     """What `kerasdef evaluate` takes."""
 
@@ -241,6 +242,58 @@ class EvaluateSettings(RunSettings):
         True,
         check=switch,
         help="Whether the standard AutoAttack is one of the attacks that are made on the undefended model.",
+=======
+class CertifySettings(RunSettings):
+    """What `kerasdef certify` takes."""
+
+    data: str | Path | Any = dataset(
+        "Also a `Dataset`, or arrays (x, y), of which all are certified, or (x_train, y_train, x_test, y_test)."
+    )
+    model: Path | Any = setting(
+        argument=True,
+        record=False,
+        help="The model to smooth: a .keras file, or the folder of a run. Of a defense the decision is smoothed. An "
+        "exported SavedModel cannot be smoothed, since it refuses values beyond its bounds.",
+        python="Also a built Keras classifier.",
+    )
+    sigma: float = setting(
+        0.25,
+        check=positive,
+        help="The standard deviation of the noise in units of the data, the best of those that the model was trained "
+        "with.",
+        source="Cohen et al., 2019, who take 0.12 to 1.0",
+    )
+    n: int | None = setting(
+        None, check=checks.positive_int, help="The number of test images to certify. By default all are certified."
+    )
+    draws: int = setting(
+        10_000,
+        check=checks.positive_int,
+        help="The number of noisy copies of each image that its radius follows from. Ten times as many, as in the "
+        "paper, certify larger radii.",
+    )
+    n0: int = setting(
+        100,
+        check=checks.positive_int,
+        source="the paper's 100",
+        help="The number of other noisy copies of each image that its label is guessed from.",
+    )
+    alpha: float = setting(
+        0.001,
+        check=checks.share,
+        source="the paper's 0.001",
+        help="The probability, for each image, that its certificate is wrong.",
+    )
+    bounds: tuple[float, float] | None = setting(
+        None,
+        check=pair,
+        read=numbers,
+        help="The range LOW,HIGH of the values that the model itself takes, such as 0,255. By default it is read off "
+        "the model's first layers, or else is that of the data.",
+    )
+    batch_size: int = setting(
+        512, check=checks.positive_int, record=False, help="The number of noisy images that are worked on at a time."
+>>>>>>> main
     )
 
 

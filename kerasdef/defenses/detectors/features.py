@@ -80,7 +80,7 @@ def view(model: keras.Model, names: Sequence[str] | None, *, maps: bool = False)
             raise ValueError("`layers` must name one or more layers. Received: layers=[]")
     if any(f.tensor.shape[-1] is None for f in chosen):
         raise ValueError(f"The features must have a known number of channels. Received: {[f.name for f in chosen]}")
-    return keras.Model(model.inputs, [f.tensor for f in chosen]), [f.name for f in chosen]
+    return keras.Model(model.inputs[0], [f.tensor for f in chosen]), [f.name for f in chosen]
 
 
 def _default(found: list[Feature]) -> list[Feature]:
@@ -115,7 +115,7 @@ def _inside(model: keras.Model, given) -> list[Feature]:
     inner = list(_features(model))
     if not inner:
         return []
-    tensors = keras.Model(model.inputs, [f.tensor for f in inner])(given)
+    tensors = keras.Model(model.inputs[0], [f.tensor for f in inner])(given)
     return [Feature(f"{model.name}/{f.name}", t, f.bends, f.kernel) for f, t in zip(inner, tensors, strict=True)]
 
 

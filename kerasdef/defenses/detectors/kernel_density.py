@@ -61,7 +61,7 @@ class KernelDensity(Detector):
     def _attach(self, members, shape, classes):
         view, names = features.view(members[0], None if self.layer is None else [self.layer])
         self.layer = names[-1]  # vectors come after maps
-        self._view = models.Untracked((keras.Model(view.inputs, view.outputs[-1]),))
+        self._view = models.Untracked((keras.Model(view.inputs[0], view.outputs[-1]),))
         size, width = classes * self.points, view.outputs[-1].shape[-1]
         self.reference = self.add_weight(shape=(size, width), initializer="zeros", trainable=False, name="reference")
         self.share = self.add_weight(shape=(classes, size), initializer="zeros", trainable=False, name="share")

@@ -20,7 +20,7 @@ from kerasdef.settings import names, setting
 
 EPOCHS = 5  # section 4.1
 STEPS = 800  # at least this many optimizer steps of a member on small sets
-AUTOENCODER_STEPS = 1000  # at least this many of the autoencoder
+AUTOENCODER_STEPS = 400  # at least this many of the autoencoder
 DETECTORS = {"logit_deviation": "LogitDeviation"}  # names of the command line, and of the classes
 NONE = "none"
 ATTACKS = ("fgsm", "pgd", "cw", "autoattack")  # section 4.1
@@ -109,7 +109,7 @@ class HybridSettings(RunSettings):
         None,
         check=checks.non_negative_int,
         help="The number of passes over the training images for the autoencoder; 0 leaves it out. By default as many "
-        "as the members have, and on small sets as many as make 1,000 optimizer steps.",
+        "as the members have, and on small sets as many as make 400 optimizer steps.",
     )
     sigma: float = setting(
         0.0,
