@@ -13,7 +13,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from kerasdef._version import __version__
+<<<<<<< HEAD
+from kerasdef.cli import attack, evaluate, export, report, train
+=======
 from kerasdef.cli import attack, certify, export, report, train
+>>>>>>> main
 from kerasdef.cli import list as lists
 from kerasdef.texts import shown
 
@@ -27,7 +31,11 @@ app = typer.Typer(
 )
 app.add_typer(train.app, name="train")
 app.command("attack")(attack.command)
+<<<<<<< HEAD
+app.command("evaluate")(evaluate.command)
+=======
 app.command("certify")(certify.command)
+>>>>>>> main
 app.command("export")(export.command)
 app.command("report")(report.command)
 app.add_typer(lists.app, name="list")
