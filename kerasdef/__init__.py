@@ -14,11 +14,8 @@ _PUBLIC = {
     "Report": "kerasdef.reporting.report",
     "adaptive": "kerasdef.defenses.adaptive:adaptive",
     "attack": "kerasdef.recipes.attack:attack",
-<<<<<<< HEAD
-    "evaluate": "kerasdef.recipes.evaluate:evaluate",
-=======
     "certify": "kerasdef.recipes.certify:certify",
->>>>>>> main
+    "evaluate": "kerasdef.recipes.evaluate:evaluate",
     "gma_victims": "kerasdef.recipes.victims:gma_victims",
     "train_hybrid": "kerasdef.recipes.hybrid.training:train",
     "train_iar": "kerasdef.recipes.iar.training:train",

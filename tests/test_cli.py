@@ -20,11 +20,13 @@ from kerasdef.recipes.hybrid.settings import HybridSettings
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
-<<<<<<< HEAD
-from kerasdef.recipes.settings import AttackSettings, EvaluateSettings, ExportSettings, ReportSettings
-=======
-from kerasdef.recipes.settings import AttackSettings, CertifySettings, ExportSettings, ReportSettings
->>>>>>> main
+from kerasdef.recipes.settings import (
+    AttackSettings,
+    CertifySettings,
+    EvaluateSettings,
+    ExportSettings,
+    ReportSettings,
+)
 
 
 def commands(command=None, path=()):
@@ -44,23 +46,17 @@ LEAVES = [path for path, command in COMMANDS.items() if not getattr(command, "co
 
 
 def test_there_are_the_commands_that_we_know():
-<<<<<<< HEAD
-    found = {("train", "mia"), ("attack",), ("export",), ("report",), ("list", "attacks"), ("list", "datasets")}
-    found |= {("train", "iar"), ("train", "hybrid"), ("evaluate",), ("list", "methods")} | {
-        ("train", name) for name in METHODS
-    }
-=======
     found = {
         ("train", "mia"),
         ("attack",),
         ("certify",),
+        ("evaluate",),
         ("export",),
         ("report",),
         ("list", "attacks"),
         ("list", "datasets"),
     }
-    found |= {("train", "iar"), ("list", "methods")} | {("train", name) for name in METHODS}
->>>>>>> main
+    found |= {("train", "iar"), ("train", "hybrid"), ("list", "methods")} | {("train", name) for name in METHODS}
     assert set(LEAVES) == found
 
 

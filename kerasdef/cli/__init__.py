@@ -13,11 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kerasdef._version import __version__
-<<<<<<< HEAD
-from kerasdef.cli import attack, evaluate, export, report, train
-=======
-from kerasdef.cli import attack, certify, export, report, train
->>>>>>> main
+from kerasdef.cli import attack, certify, evaluate, export, report, train
 from kerasdef.cli import list as lists
 from kerasdef.texts import shown
 
@@ -31,11 +27,8 @@ app = typer.Typer(
 )
 app.add_typer(train.app, name="train")
 app.command("attack")(attack.command)
-<<<<<<< HEAD
-app.command("evaluate")(evaluate.command)
-=======
 app.command("certify")(certify.command)
->>>>>>> main
+app.command("evaluate")(evaluate.command)
 app.command("export")(export.command)
 app.command("report")(report.command)
 app.add_typer(lists.app, name="list")

@@ -209,7 +209,6 @@ class AttackSettings(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-<<<<<<< HEAD
 class EvaluateSettings(RunSettings):
     """What `kerasdef evaluate` takes."""
 
@@ -242,7 +241,10 @@ class EvaluateSettings(RunSettings):
         True,
         check=switch,
         help="Whether the standard AutoAttack is one of the attacks that are made on the undefended model.",
-=======
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CertifySettings(RunSettings):
     """What `kerasdef certify` takes."""
 
@@ -293,7 +295,6 @@ class CertifySettings(RunSettings):
     )
     batch_size: int = setting(
         512, check=checks.positive_int, record=False, help="The number of noisy images that are worked on at a time."
->>>>>>> main
     )
 
 
