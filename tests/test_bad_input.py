@@ -35,11 +35,7 @@ from kerasdef.recipes.hybrid.settings import HybridSettings
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
-<<<<<<< HEAD
-from kerasdef.recipes.settings import AttackSettings, EvaluateSettings
-=======
-from kerasdef.recipes.settings import AttackSettings, CertifySettings
->>>>>>> main
+from kerasdef.recipes.settings import AttackSettings, CertifySettings, EvaluateSettings
 from kerasdef.training import Mixture, Stage
 
 PACKAGES = (
@@ -231,11 +227,8 @@ OPEN = {
     "kerasdef.attacks.from_cleverhans": "needs another library; in test_adapters",
     "kerasdef.gma_victims": "in test_victims",
     "kerasdef.attack": "AttackSettings is tried in its place",
-<<<<<<< HEAD
     "kerasdef.evaluate": "EvaluateSettings is tried in its place",
-=======
     "kerasdef.certify": "CertifySettings is tried in its place",
->>>>>>> main
 }
 
 
@@ -257,13 +250,6 @@ def public() -> dict[str, typing.Callable]:
 
 PUBLIC = public()
 OPEN |= {n: "its settings class is tried in its place" for n in PUBLIC if n.startswith("kerasdef.train_")}
-<<<<<<< HEAD
-OWN = {"attack": AttackSettings, "robust": RobustSettings, "mia": MIASettings, "iar": IARSettings, **METHODS}
-OWN |= {"hybrid": HybridSettings, "evaluate": EvaluateSettings}
-SETTINGS = {f"settings of {name}": cls for name, cls in OWN.items()}
-TABLE["settings of attack"] = {"model": "m.keras"}
-TABLE["settings of evaluate"] = {"run": "nowhere"}
-=======
 OWN = {
     "attack": AttackSettings,
     "certify": CertifySettings,
@@ -272,9 +258,10 @@ OWN = {
     "iar": IARSettings,
     **METHODS,
 }
+OWN |= {"hybrid": HybridSettings, "evaluate": EvaluateSettings}
 SETTINGS = {f"settings of {name}": cls for name, cls in OWN.items()}
 TABLE["settings of attack"] = TABLE["settings of certify"] = {"model": "m.keras"}
->>>>>>> main
+TABLE["settings of evaluate"] = {"run": "nowhere"}
 
 
 def needs(function) -> bool:
