@@ -159,8 +159,8 @@ def test_every_model_stands_in_both_columns_and_the_members_met_the_same_attacks
     assert report.main == "hybrid"
     assert report.attacks("paper") == ["fgsm", "pgd", "cw", "base-fgsm", "base-pgd", "base-cw"]
     for name in ("member1", "member2", "ensemble", "hybrid"):
-        assert report.attacks("adaptive", name) == ["pgd", "apgd", "apgd_margin"]
-        assert len(report.outcome(name, "pgd", "adaptive")) == 12
+        assert report.attacks("adaptive", name) == ["adaptive"]
+        assert len(report.outcome(name, "adaptive", "adaptive")) == 12
     assert report.outcome("undefended", "pgd").access == "gradients"
     assert report.outcome("hybrid", "pgd").access == "none"
     assert report.outcome("member1", "base-pgd").access == "gradients"
@@ -188,6 +188,20 @@ def test_the_account_holds_the_numbers_of_the_report(run, data):
     (best,) = (v for k, v in said.items() if k.startswith("best member alone"))
     assert best[0].startswith(f"{100 * alone:.1f} [")
     assert sum(k.startswith("transfer from the base") for k in said) == 3
+
+
+def test_the_manifest_says_what_each_part_of_the_attack_broke(run):
+    report = run[0].report
+    rows = section(report, "manifest").rows
+    broke = sum(row["broke"] or 0 for row in rows)
+    o, clean = report.outcome("hybrid", "adaptive", "adaptive"), report.clean("hybrid", "adaptive")
+    wrong = (clean.predicted != clean.y) & (clean.predicted != 10)
+    fooled = (o.predicted != o.y) & (o.predicted != 10)
+    assert broke + np.sum(wrong[:12]) == fooled.sum()
+    assert {"detector LogitDeviation", "purifier DenoisingAutoencoder", "apgd-margin", "selective"} <= {
+        row["stage"] for row in rows
+    }
+    assert any("left out" in row["not_attacked"] for row in rows)
 
 
 def test_the_cost_of_a_prediction_is_shown_and_is_no_result(run):
@@ -342,7 +356,7 @@ def test_evaluate_judges_the_defense_of_a_run_and_each_member(run, data, tmp_pat
     assert report.attacks("paper", "hybrid") == ["fgsm", "pgd", "cw"]
     assert {len(o) for o in report.outcomes} == {16}
     assert found.defense.reject == report.reject == 10
-    np.testing.assert_allclose(report.outcome("hybrid", "pgd", "adaptive").radius, EPS, rtol=1e-6)
+    np.testing.assert_allclose(report.outcome("hybrid", "adaptive", "adaptive").radius, EPS, rtol=1e-6)
     assert json.loads((tmp_path / "judged" / "report.json").read_text())["main"] == "hybrid"
     plain = kerasdef.evaluate(folder, data, eps=0.05, **options).report
     assert plain.models == ["hybrid"]

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 
-from kerasdef.attacks import APGD, FGSM, PGD, Attack, AutoAttack, CarliniWagner
+from kerasdef.attacks import FGSM, PGD, Attack, AutoAttack, CarliniWagner
+from kerasdef.attacks.sequence import WRONG, SequenceResult
+from kerasdef.defenses.adaptive import Adaptive, adaptive
 from kerasdef.evaluation import Outcome, Planned, auroc, mcnemar, tpr_at_fpr, wilson
-from kerasdef.evaluation.outcomes import CLEAN, POOLED, fooled
+from kerasdef.evaluation.outcomes import POOLED, fooled
 from kerasdef.reporting import Report, Section
 from kerasdef.reporting.words import share
 from kerasdef.runs.seeds import derive
 
 RATES = (0.01, 0.05, 0.10)  # false positive rates that detection is reported at
+QUICK = ("apgd-ce", "apgd-margin", "selective", "members")  # the strongest parts of an adaptive attack for their time
 
 
 def paper_attacks(
@@ -34,32 +38,47 @@ def paper_attacks(
     return found | ({"autoattack": AutoAttack(**ball)} if autoattack else {})
 
 
-def adaptive_attacks(
-    name: str, eps: float, steps: int, *, count: int, seed: int, bounds: tuple[float, float] = (0.0, 1.0)
-) -> dict[str, Planned]:
-    """Attacks on the whole of a defense, with the goal that it says: the same for every model that is compared.
-
-    PGD on the margin, and AutoPGD on the margin and on the cross-entropy.
+def attacker(
+    name: str,
+    model: keras.Model,
+    eps: float,
+    steps: int,
+    *,
+    count: int,
+    seed: int,
+    parts: tuple[str, ...] | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Planned:
+    """The attack that follows from a model, be it a defense or one of its members: the same parts for all.
 
     Args:
-        name: Name of the defense, in the names of pieces.
+        name: Name of the model, in the name of the piece.
+        model: A defense or a classifier.
         eps: Linf radius.
-        steps: Steps of each.
+        steps: Steps of each part.
         count: How many images are attacked.
         seed: Seed of the run.
+        parts: Groups of parts that are run, as `kerasdef.adaptive` names them; None runs all.
         bounds: Range of the data.
     """
-    ball = {"eps": eps, "steps": steps, "bounds": bounds}
-    attacks = {
-        "pgd": PGD(loss="margin", **ball),
-        "apgd": APGD(**ball),
-        "apgd_margin": APGD(loss="margin", **ball),
-    }
-    found = {}
-    for attack, settings in attacks.items():
-        place = {"piece": f"adaptive/{name}-{attack}", "phase": f"adaptive attacks on {name}"}
-        found[attack] = Planned(settings, seed=derive(seed, attack), batch_size=256, count=count, **place)
-    return found
+    attack = adaptive(model, eps=eps, steps=steps, parts=parts, bounds=bounds)
+    place = {"piece": f"adaptive/{name}", "phase": f"adaptive attack on {name}"}
+    return Planned(attack, seed=derive(seed, "adaptive"), batch_size=256, count=count, **place)
+
+
+def manifest(attack: Adaptive, result: SequenceResult) -> Section:
+    """What the attack on a defense did and did not do, and how many images each part broke.
+
+    Args:
+        attack: The attack.
+        result: What it found.
+    """
+    broke = dict(zip(result.table["attack"], result.table["broken"].astype(int), strict=True))
+    rows = [{**row, "broke": broke.get(row["stage"])} for row in attack.manifest.records()]
+    text = f"On {len(result.success)} images, each part on what still stands; wrong from the start: " + str(
+        int(np.sum(result.broken_by == WRONG))
+    )
+    return Section("manifest", "What was attacked, and what was not", text + ".", rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,9 +227,3 @@ def _counted(good: np.ndarray) -> str:
 
 def _interval(value: float, low: float, high: float) -> str:
     return f"{share(value)} [{share(low)}, {share(high)}]"
-
-
-def clean_scores(report: Report, model: str) -> np.ndarray | None:
-    """Scores of a model on clean images; None without a detector."""
-    found = report.outcome(model, CLEAN)
-    return found.score

@@ -17,7 +17,7 @@ from kerasdef.evaluation import Images, Plan, Planned
 from kerasdef.evaluation import evaluate as carried_out
 from kerasdef.evaluation.judging import reach
 from kerasdef.identity import digest
-from kerasdef.recipes.accounting import accounting, adaptive_attacks, paper_attacks
+from kerasdef.recipes.accounting import accounting, attacker, manifest, paper_attacks
 from kerasdef.recipes.base import stratified
 from kerasdef.recipes.settings import EvaluateSettings
 from kerasdef.reporting import Report
@@ -48,8 +48,8 @@ def evaluate(run: str | Path, data: str | Path | Dataset | tuple | None = None, 
     """Judge the defense of a finished run on its test images.
 
     The paper column holds attacks on the undefended model that the run has kept, or else on the first member of the
-    defense, which are shown to the defense. With `adaptive` the defense is also attacked whole, with the goal that it
-    says, and each of its members alone by the same attacks.
+    defense, which are shown to the defense. With `adaptive` the defense is also attacked by `kerasdef.adaptive`, whose
+    manifest is a section of the report, and so is each of its members alone.
 
     Args:
         {settings}
@@ -91,11 +91,11 @@ class _Judge:
         images, outcomes, flags = self.images(pieces), [], []
         names = {**self.members, self.name: self.defense} if s.adaptive else {self.name: self.defense}
         for name, model in names.items():
-            adaptive = {}
+            planned = {}
             if s.adaptive:
                 options = {"count": len(self.rows), "seed": s.seed, "bounds": self.data.bounds}
-                adaptive = adaptive_attacks(name, self.eps, s.steps, **options)
-            plan = Plan(name, self.rows, paper=images, adaptive=adaptive)
+                planned = {"adaptive": attacker(name, model, self.eps, s.steps, **options)}
+            plan = Plan(name, self.rows, paper=images, adaptive=planned)
             found = carried_out(model, self.data, plan, pieces, progress=s.progress)
             outcomes += found.outcomes
             flags += found.flags
@@ -115,6 +115,8 @@ class _Judge:
             flags=flags,
         )
         report.sections.append(accounting(report, members=list(self.members) if s.adaptive else ()))
+        if s.adaptive:
+            report.sections.append(manifest(planned["adaptive"].attack, found.results["adaptive", "adaptive"]))
         return Judged(self.defense, report, {} if s.out is None else report.save(s.out))
 
     def record(self) -> dict:
@@ -152,7 +154,7 @@ class _Judge:
         if self.source is not None:
             found.append(f"The attacks of the paper column were made on {self.source_name}.")
         if self.s.adaptive:
-            found.append(f"The adaptive attacks take {self.s.steps} steps, on each model with its own goal.")
+            found.append(f"The adaptive attack on each model is that of `kerasdef.adaptive`, {self.s.steps} steps.")
         else:
             found.append("Nothing here speaks of robustness: the defense was not attacked by one who knows it.")
         return found

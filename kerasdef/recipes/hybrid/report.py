@@ -13,7 +13,7 @@ from kerasdef.defenses import HybridDefense
 from kerasdef.evaluation import Evaluation, Images, Outcome, Plan, Planned, evaluate
 from kerasdef.evaluation.judging import reach
 from kerasdef.recipes import accounting
-from kerasdef.recipes.accounting import Shown, adaptive_attacks, paper_attacks, succeeded
+from kerasdef.recipes.accounting import QUICK, Shown, attacker, paper_attacks, succeeded
 from kerasdef.recipes.base import first_examples, stratified
 from kerasdef.recipes.hybrid.settings import HybridSettings
 from kerasdef.recipes.latency import latency
@@ -23,7 +23,6 @@ from kerasdef.runs.store import Store
 
 UNDEFENDED, BASE, ENSEMBLE, MAIN = "undefended", "member1", "ensemble", "hybrid"
 _PREFIX = "base-"  # of the names of attacks that were made on the base
-_NAMES = {"fgsm": "FGSM", "pgd": "PGD", "cw": "Carlini and Wagner", "autoattack": "AutoAttack"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +72,11 @@ class Judge:
         outcomes, flags = list(source.outcomes), [*source.flags, *base.flags]
         outcomes += self.seen(UNDEFENDED, self.undefended, base)
         for name, model in models.items():
-            seed, steps = self.settings.seed, self.settings.adaptive_steps
-            adaptive = adaptive_attacks(name, self.settings.eps, steps, count=self.count, seed=seed)
+            s = self.settings
+            planned = attacker(name, model, s.eps, s.adaptive_steps, count=self.count, seed=s.seed, parts=QUICK)
             shown = {a: i for a, i in images.items() if not (name == BASE and a.startswith(_PREFIX))}
-            plan = Plan(name, self.rows, paper=shown, adaptive=adaptive)
-            found = evaluate(model, self.data, plan, pieces, progress=self.settings.progress)
+            plan = Plan(name, self.rows, paper=shown, adaptive={"adaptive": planned})
+            found = evaluate(model, self.data, plan, pieces, progress=s.progress)
             outcomes += found.outcomes
             flags += found.flags
         outcomes += [o for o in base.outcomes if o.attack != "clean"]
@@ -102,6 +101,7 @@ class Judge:
             flags=flags,
         )
         report.sections += self.sections(pieces, report, source, base, reliable)
+        report.sections.append(accounting.manifest(planned.attack, found.results["adaptive", "adaptive"]))
         return report
 
     def sources(self, pieces: Store) -> tuple[Evaluation, Evaluation]:
@@ -109,7 +109,8 @@ class Judge:
         found = []
         for name, prefix, model in ((UNDEFENDED, "", self.undefended), (BASE, _PREFIX, self.members[0])):
             planned = {}
-            for attack, made in paper_attacks(self.settings.eps, autoattack=self.settings.autoattack).items():
+            whole = self.settings.autoattack and name == UNDEFENDED
+            for attack, made in paper_attacks(self.settings.eps, autoattack=whole).items():
                 place = {"piece": f"attacks/{name}-{attack}", "phase": f"attacks on {name}"}
                 seed = derive(self.settings.seed, name, attack)
                 count = None if name == UNDEFENDED else self.count
@@ -205,6 +206,7 @@ class Judge:
             f"The attacks of the paper's protocol are made on {UNDEFENDED} and, as {_PREFIX}..., on {BASE}, and shown "
             f"to the other models. They have Linf {s.eps:.4g}; that of Carlini and Wagner is L2 and has no radius. "
             f"They are made of {many}.",
-            f"The adaptive attacks take {s.adaptive_steps} steps at the same radius, on each model with its own goal.",
+            f"The adaptive attack on each model has the parts {', '.join(QUICK)} of `kerasdef.adaptive`, as far as they "
+            f"are for it, with {s.adaptive_steps} steps at the same radius; `kerasdef evaluate RUN --adaptive` has all.",
             "The threshold of the detector is set on validation images that nothing else has seen.",
         ]
