@@ -8,7 +8,7 @@ from kerasdef.defenses.base import Defense as Defense
 from kerasdef.defenses.base import Plain as Plain
 from kerasdef.defenses.base import RejectClass as RejectClass
 from kerasdef.defenses.base import as_defense as as_defense
-from kerasdef.defenses.hybrid import EvadeEnsemble as EvadeEnsemble
+from kerasdef.defenses.ensemble import EvadeEnsemble as EvadeEnsemble
 from kerasdef.defenses.hybrid import HybridDefense as HybridDefense
 from kerasdef.defenses.loading import load as load
 from kerasdef.defenses.manifest import Manifest as Manifest

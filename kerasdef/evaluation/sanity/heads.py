@@ -14,7 +14,8 @@ from keras import ops
 from kerasdef import models
 from kerasdef.defenses.base import Defense, Members, OfMembers
 from kerasdef.defenses.detectors import Detector
-from kerasdef.defenses.hybrid import HybridDefense, Stages
+from kerasdef.defenses.hybrid import HybridDefense
+from kerasdef.defenses.stages import Stages
 from kerasdef.goals import Goal
 from kerasdef.models.features import features_of
 from kerasdef.norms import Norm, flatten
