@@ -206,7 +206,8 @@ class Judge:
             f"The attacks of the paper's protocol are made on {UNDEFENDED} and, as {_PREFIX}..., on {BASE}, and shown "
             f"to the other models. They have Linf {s.eps:.4g}; that of Carlini and Wagner is L2 and has no radius. "
             f"They are made of {many}.",
-            f"The adaptive attack on each model has the parts {', '.join(QUICK)} of `kerasdef.adaptive`, as far as they "
-            f"are for it, with {s.adaptive_steps} steps at the same radius; `kerasdef evaluate RUN --adaptive` has all.",
+            f"The adaptive attack on each model has those of the parts {', '.join(QUICK)} of `kerasdef.adaptive` that "
+            f"it can have, with {s.adaptive_steps} steps at the same radius. `kerasdef evaluate RUN --adaptive` runs "
+            "all parts.",
             "The threshold of the detector is set on validation images that nothing else has seen.",
         ]

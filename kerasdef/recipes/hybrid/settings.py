@@ -21,7 +21,14 @@ from kerasdef.settings import names, setting
 EPOCHS = 5  # section 4.1
 STEPS = 800  # at least this many optimizer steps of a member on small sets
 AUTOENCODER_STEPS = 400  # at least this many of the autoencoder
-DETECTORS = {"logit_deviation": "LogitDeviation"}  # names of the command line, and of the classes
+DETECTORS = {  # by their names on the command line: the class and its settings
+    "logit_deviation": ("LogitDeviation", {}),  # equation 6
+    "class_deviation": ("LogitDeviation", {"by_class": True}),
+    "mahalanobis": ("Mahalanobis", {}),  # named in section 3.2.2
+    "kernel_density": ("KernelDensity", {}),
+    "feature_squeezing": ("FeatureSqueezing", {}),
+    "conv_filter_statistics": ("ConvFilterStatistics", {}),
+}
 NONE = "none"
 ATTACKS = ("fgsm", "pgd", "cw", "autoattack")  # section 4.1
 JUDGING = ("n_test", "adaptive_limit", "adaptive_steps", "autoattack")  # settings that nothing trained depends on
@@ -98,7 +105,8 @@ class HybridSettings(RunSettings):
     detector: str = setting(
         "logit_deviation",
         check=partial(checks.one_of, choices=(*DETECTORS, NONE)),
-        help=f"The name of the detector, or {NONE!r} for a defense without one, which repairs every image.",
+        help=f"The name of the detector ({', '.join(DETECTORS)}), or {NONE!r} for a defense without one, which repairs "
+        "every image.",
     )
     rate: float = setting(
         0.05,

@@ -155,7 +155,8 @@ class _Run:
 
     def detector(self):
         """The detector, not fitted."""
-        return getattr(detectors, DETECTORS[self.s.detector])(rate=self.s.rate, bounds=self.data.bounds)
+        name, settings = DETECTORS[self.s.detector]
+        return getattr(detectors, name)(rate=self.s.rate, bounds=self.data.bounds, **settings)
 
     def fitted_detector(self, pieces: Store, members, x_adv):
         """The detector with its threshold."""
