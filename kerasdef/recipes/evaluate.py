@@ -11,7 +11,7 @@ import keras
 from kerasdef.annotations import checked
 from kerasdef.datasets import Dataset
 from kerasdef.datasets import load as load_dataset
-from kerasdef.defenses import Defense, Plain
+from kerasdef.defenses import Defense, Plain, RejectClass
 from kerasdef.defenses.loading import Loaded, load_model, read_keras, test_images
 from kerasdef.evaluation import Images, Plan, Planned
 from kerasdef.evaluation import evaluate as carried_out
@@ -79,11 +79,17 @@ class _Judge:
         self.s, self.defense, self.data, self.eps = settings, loaded.defense, data, eps
         self.name = (loaded.settings or {}).get("recipe", loaded.name)
         self.rows = stratified(data.y_test, settings.n, derive(settings.seed, "test"))
-        members = getattr(self.defense, "members", [])
-        self.members = {} if isinstance(self.defense, Plain) else {f"member{i}": m for i, m in enumerate(members, 1)}
+        members = self.defense.members
+        alone = len(members) > 1 or not isinstance(self.defense, Plain | RejectClass)
+        self.members = {f"member{i}": self.alone(m) for i, m in enumerate(members, 1)} if alone else {}
         kept = Path(settings.run) / UNDEFENDED
         self.source = read_keras(kept) if kept.is_file() else next(iter(members), None)
         self.source_name = "undefended" if kept.is_file() else "member1"
+
+    def alone(self, member: keras.Model) -> keras.Model:
+        """A member as a defense of its own, which rejects where it has a class for that."""
+        reject = self.defense.reject
+        return RejectClass(member) if reject is not None and member.output_shape[-1] > reject else member
 
     def all(self) -> Judged:
         """Attack, ask, report."""
@@ -103,7 +109,7 @@ class _Judge:
             outcomes,
             classes=self.defense.classes,
             reject=self.defense.reject,
-            rejecting=[] if self.defense.reject is None else [self.name],
+            rejecting=[name for name, model in names.items() if getattr(model, "reject", None) is not None],
             main=self.name,
             class_names=[*self.data.class_names, *map(str, range(self.data.classes, self.defense.classes))],
             dataset=self.data.name,
