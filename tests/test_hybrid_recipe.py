@@ -50,6 +50,7 @@ def settings(**changes):
         "epochs": 6,
         "batch_size": 40,
         "learning_rate": 0.01,
+        "detectors": ("class_deviation", "disagreement"),
         "autoencoder_epochs": 1,
         "valid_size": 0.25,
         "rate": 0.1,
@@ -130,7 +131,8 @@ def test_all_parts_are_in_the_defense(run):
     result, _ = run
     model = result.model
     assert [m.name for m in model.members] == ["dense", "dense"]
-    assert type(model.detector).__name__ == "LogitDeviation"
+    assert model.detector.network is result.undefended
+    assert [type(d).__name__ for d in model.detector.detector.detectors] == ["LogitDeviation", "Disagreement"]
     assert type(model.purifier).__name__ == "DenoisingAutoencoder"
     assert model.reject == 10
     assert list(result.history) == ["undefended", "member1", "member2"]
@@ -198,7 +200,7 @@ def test_the_manifest_says_what_each_part_of_the_attack_broke(run):
     wrong = (clean.predicted != clean.y) & (clean.predicted != 10)
     fooled = (o.predicted != o.y) & (o.predicted != 10)
     assert broke + np.sum(wrong[:12]) == fooled.sum()
-    assert {"detector LogitDeviation", "purifier DenoisingAutoencoder", "apgd-margin", "selective"} <= {
+    assert {"detector Watching", "purifier DenoisingAutoencoder", "apgd-margin", "selective"} <= {
         row["stage"] for row in rows
     }
     assert any("left out" in row["not_attacked"] for row in rows)
@@ -297,7 +299,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_there_and_ends_the_same(run
 
 
 def test_without_detector_and_autoencoder_it_is_an_ensemble(data):
-    changes = {"detector": "none", "autoencoder_epochs": 0, "epochs": 3, "adaptive_steps": 1, "n_test": 20}
+    changes = {"detectors": "none", "autoencoder_epochs": 0, "epochs": 3, "adaptive_steps": 1, "n_test": 20}
     result = kerasdef.train_hybrid(data, **settings(**changes))
     assert (result.model.detector, result.model.purifier, result.model.reject) == (None, None, None)
     report = result.report
@@ -313,7 +315,11 @@ def test_without_detector_and_autoencoder_it_is_an_ensemble(data):
 BAD = {
     "an unknown network": ({"members": ("cnn1",)}, "Did you mean 'cnn11'"),
     "no members": ({"members": ()}, "`members` must be one or more networks"),
-    "an unknown detector": ({"detector": "logit"}, "`detector` must be one of"),
+    "an unknown detector": ({"detectors": "logit"}, "`detectors` must be one of"),
+    "disagreement of one network": (
+        {"detectors": "disagreement", "watch": False, "members": narrow},
+        "where one network is watched alone",
+    ),
     "a rate for more images than are held out": ({"rate": 0.01}, "needs at least 99 images"),
     "fewer epochs than stages": ({"epochs": 2}, "`epochs` must be at least 3"),
     "stages that do not fit": ({"radii": (0.5, 1.0)}, "one value for each stage"),

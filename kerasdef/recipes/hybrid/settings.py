@@ -28,8 +28,9 @@ DETECTORS = {  # by their names on the command line: the class and its settings
     "kernel_density": ("KernelDensity", {}),
     "feature_squeezing": ("FeatureSqueezing", {}),
     "conv_filter_statistics": ("ConvFilterStatistics", {}),
+    "disagreement": ("Disagreement", {}),
 }
-NONE = "none"
+NONE = "none"  # stands for no detector
 ATTACKS = ("fgsm", "pgd", "cw", "autoattack")  # section 4.1
 JUDGING = ("n_test", "adaptive_limit", "adaptive_steps", "autoattack")  # settings that nothing trained depends on
 
@@ -40,6 +41,16 @@ def _members(name: str, value) -> tuple:
     if not value or not all(isinstance(member, str) or callable(member) for member in value):
         raise ValueError(f"`{name}` must be one or more networks. Received: {name}={annotations.shown(value)}")
     return value
+
+
+def _detectors(name: str, value) -> tuple[str, ...]:
+    """Return the names of detectors, or `NONE` alone."""
+    value = (value,) if isinstance(value, str) else common.sequence(name, value)
+    if not value or (NONE in value and len(value) > 1):
+        raise ValueError(
+            f"`{name}` must name one or more detectors, or be {NONE!r}. Received: {name}={annotations.shown(value)}"
+        )
+    return tuple(checks.one_of(name, detector, (*DETECTORS, NONE)) for detector in value)
 
 
 def _integers(name: str, text: str) -> tuple[int, ...]:
@@ -102,11 +113,18 @@ class HybridSettings(RunSettings):
         help="The number of images in a training batch. By default 128, or 32 below 10,000 training images.",
     )
     learning_rate: float = common.learning_rate()
-    detector: str = setting(
-        "logit_deviation",
-        check=partial(checks.one_of, choices=(*DETECTORS, NONE)),
-        help=f"The name of the detector ({', '.join(DETECTORS)}), or {NONE!r} for a defense without one, which repairs "
-        "every image.",
+    detectors: Sequence[str] | str = setting(
+        ("conv_filter_statistics", "disagreement"),
+        check=_detectors,
+        read=common.several,
+        help=f"The names of the detectors ({', '.join(DETECTORS)}), on the command line separated by commas; an image "
+        f"is flagged by any of them. {NONE!r} makes a defense without one, which repairs every image.",
+    )
+    watch: bool = setting(
+        True,
+        check=common.switch,
+        help="Whether the detectors watch the undefended network too, in front of the members. It does not answer, but "
+        "attacks that are made on it show there.",
     )
     rate: float = setting(
         0.05,
@@ -155,10 +173,20 @@ class HybridSettings(RunSettings):
     )
 
     def check_together(self):
-        """The stages fit each other, and something is left to flag where flagged images are rejected."""
+        """The stages fit each other, and classifiers that may disagree are two or more."""
         MultistageSettings(**self.stages)
+        if "disagreement" in self.detectors and not self.watch and len(self.members) < 2:
+            raise ValueError(
+                '`detectors` must not have "disagreement" where one network is watched alone. '
+                f"Received: detectors={self.detectors!r}"
+            )
         if self.epochs is not None and self.epochs < len(self.radii):
             raise ValueError(f"`epochs` must be at least {len(self.radii)}. Received: epochs={self.epochs}")
+
+    @property
+    def detects(self) -> bool:
+        """Whether there is a detector."""
+        return self.detectors != (NONE,)
 
     @property
     def stages(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from kerasdef.models import networks
 from kerasdef.recipes.base import check_network, stratified
 from kerasdef.recipes.hybrid.report import Judge
 from kerasdef.recipes.hybrid.result import Hybrid
-from kerasdef.recipes.hybrid.settings import DETECTORS, JUDGING, NONE, HybridSettings
+from kerasdef.recipes.hybrid.settings import DETECTORS, JUDGING, HybridSettings
 from kerasdef.recipes.robust.methods import method_of
 from kerasdef.recipes.robust.training import Run, divided
 from kerasdef.runs import keeping
@@ -112,7 +112,7 @@ class _Run:
             check_network(f"The network of {role!r}", model, self.data.input_shape, self.data.classes)
             training.check(model)
         needed = math.ceil(1 / self.s.rate) - 1  # the largest of so many scores is exceeded by a new one at the rate
-        if self.s.detector != NONE and len(self.calibrating) < needed:
+        if self.s.detects and len(self.calibrating) < needed:
             raise ValueError(
                 f"`rate` of {self.s.rate:g} needs at least {needed} images for the threshold, which are half of those "
                 f"held out by `valid_size`. Received: {len(self.calibrating)}"
@@ -153,14 +153,17 @@ class _Run:
         piece = f"sets/{name}"
         return pieces.get(piece, make, phase="attacked images")[0]["x"]
 
-    def detector(self):
+    def detector(self, undefended: keras.Model) -> detectors.Detector:
         """The detector, not fitted."""
-        name, settings = DETECTORS[self.s.detector]
-        return getattr(detectors, name)(rate=self.s.rate, bounds=self.data.bounds, **settings)
+        s = self.s
+        options = {"rate": s.rate, "bounds": self.data.bounds}
+        made = [getattr(detectors, DETECTORS[name][0])(**options, **DETECTORS[name][1]) for name in s.detectors]
+        found = made[0] if len(made) == 1 else detectors.AnyOf(made, **options)
+        return detectors.Watching(undefended, found, **options) if s.watch else found
 
-    def fitted_detector(self, pieces: Store, members, x_adv):
+    def fitted_detector(self, pieces: Store, undefended, members, x_adv) -> detectors.Detector:
         """The detector with its threshold."""
-        found, d = self.detector().attach(members), self.data
+        found, d = self.detector(undefended).attach(members), self.data
 
         def make() -> Piece:
             seed = derive(self.s.seed, "detector")
@@ -216,7 +219,7 @@ class _Run:
         x_adv = self.attacked(pieces, "train", members, d.x_train[rows], d.y_train[rows])
         x_adv_valid = self.attacked(pieces, "valid", members, self.choosing.x_valid, self.choosing.y_valid)
         weights, reliable = self.weights(pieces, members, x_adv_valid)
-        detector = None if s.detector == NONE else self.fitted_detector(pieces, members, x_adv)
+        detector = self.fitted_detector(pieces, undefended, members, x_adv) if s.detects else None
         purifier = self.autoencoder(pieces, rows, x_adv) if s.autoencoder_epochs else None
         model = HybridDefense(
             members,
