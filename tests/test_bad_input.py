@@ -30,10 +30,11 @@ from kerasdef.defenses import Plain
 from kerasdef.evaluation import Outcome
 from kerasdef.models.loading import read_keras
 from kerasdef.recipes.base import fit
+from kerasdef.recipes.hybrid.settings import HybridSettings
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
-from kerasdef.recipes.settings import AttackSettings, CertifySettings
+from kerasdef.recipes.settings import AttackSettings, CertifySettings, EvaluateSettings
 from kerasdef.training import Mixture, Stage
 
 PACKAGES = (
@@ -230,6 +231,7 @@ OPEN = {
     "kerasdef.attacks.from_cleverhans": "needs another library; in test_adapters",
     "kerasdef.gma_victims": "in test_victims",
     "kerasdef.attack": "AttackSettings is tried in its place",
+    "kerasdef.evaluate": "EvaluateSettings is tried in its place",
     "kerasdef.certify": "CertifySettings is tried in its place",
 }
 
@@ -260,8 +262,10 @@ OWN = {
     "iar": IARSettings,
     **METHODS,
 }
+OWN |= {"hybrid": HybridSettings, "evaluate": EvaluateSettings}
 SETTINGS = {f"settings of {name}": cls for name, cls in OWN.items()}
 TABLE["settings of attack"] = TABLE["settings of certify"] = {"model": "m.keras"}
+TABLE["settings of evaluate"] = {"run": "nowhere"}
 
 
 def needs(function) -> bool:
