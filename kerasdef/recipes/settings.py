@@ -209,6 +209,42 @@ class AttackSettings(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(RunSettings):
+    """What `kerasdef evaluate` takes."""
+
+    run: Path | str = setting(
+        argument=True, record=False, check=_finished, help="The folder of a finished run, whose defense is judged."
+    )
+    data: str | Path | Any = setting(
+        None,
+        option="--dataset",
+        record=False,
+        help='The data set: a name such as "digits" or the path of an .npz file. By default that of the run, whose '
+        "test images are used.",
+        python="Also a `Dataset` or arrays, as the recipes take them.",
+    )
+    adaptive: bool = setting(
+        False,
+        check=switch,
+        help="Whether the defense is also attacked by one who knows all of it, and each of its members alone as "
+        "strongly. Only that says how robust it is.",
+    )
+    n: int = setting(200, check=checks.positive_int, help="The largest number of test images to judge on.")
+    eps: float | None = setting(
+        None,
+        check=positive,
+        read=fraction,
+        help="The Linf radius in units of the data, such as 8/255 or 0.3. By default that of the run.",
+    )
+    steps: int = setting(100, check=checks.positive_int, help="The number of steps of the adaptive attacks.")
+    autoattack: bool = setting(
+        True,
+        check=switch,
+        help="Whether the standard AutoAttack is one of the attacks that are made on the undefended model.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CertifySettings(RunSettings):
     """What `kerasdef certify` takes."""
 

@@ -19,7 +19,8 @@ OF_REPORT = (REPORT, "report.csv", "report.html", "outcomes.npz", "figures/x.png
 CERTIFICATES = "certificates.tsv"
 _OF_ATTACK = ("examples.npz", "attack.csv", "attack.json", f"{STATE}/{RUN}")
 _OF_CERTIFY = (CERTIFICATES, f"{STATE}/{RUN}")
-OWN_MODELS = ("model.keras", "mia.keras", "iar.keras")  # that recipes write into the folder of their run
+OWN_MODELS = ("model.keras", "mia.keras", "iar.keras", "hybrid.keras")  # of recipes, in the folder of their run
+UNDEFENDED = "undefended/model.keras"  # that of a run whose attacks were made on another model than its own
 _OF_REPORT = ("settings", "dataset", "main", "seed")  # what tells one run's report from another's
 
 
