@@ -91,7 +91,7 @@ def certify(quick: bool) -> dict:
         found = smoothed.certify(x, n=n, n0=N0, alpha=ALPHA, progress=False)
         ours = (time.perf_counter() - start) / count
         row = {"network": name, "seconds": ours, "images_per_second": 1 / ours, "peers": {}}
-        batches = (ART_BATCH, 512) if peers.installed("art") else ()
+        batches = (ART_BATCH, 512) if peers.installed("art") and peers.installed("statsmodels") else ()
         for batch_size in batches:
             art_certify(model, x[:1], 10 * batch_size, batch_size)
             start = time.perf_counter()
@@ -131,7 +131,7 @@ def show_certify(found: dict) -> None:
             table.add_row(*first, *cells)
             first = ["", ""]
         if not row["peers"]:
-            table.add_row(*first, "ART is not installed", "", "", "", "")
+            table.add_row(*first, "ART, or statsmodels, which it needs, is not installed", "", "", "", "")
     out.print(table)
 
 
