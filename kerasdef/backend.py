@@ -6,6 +6,7 @@ kerasdef is written against `keras.ops`. What Keras does not offer for both Tens
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import itertools
 import os
 import types
@@ -17,6 +18,7 @@ import numpy as np
 
 NAME = keras.backend.backend()
 _NUMBERS = itertools.count()  # of compiled programs
+_FIXED = contextvars.ContextVar("fixed_rows", default=False)
 _AT_ONCE = 16  # samples of a random model that TensorFlow works on at a time
 # samples that kernels work on in one block. Measured on CPUs: Eigen's matrix products take rows by 12, 24 or 48, and a
 # sample in an incomplete block is rounded otherwise; XLA's convolutions change their kernel below 64 samples
@@ -245,7 +247,8 @@ def evaluate_drawn(model: keras.Model, x, states):
 
     if NAME == "tensorflow":
         # not `tf.vectorized_map`, which has no rules for random numbers; measured, it is no faster here
-        options = {"fn_output_signature": "float32", "parallel_iterations": _AT_ONCE}
+        at_once = None if tf.executing_eagerly() else _AT_ONCE
+        options = {"fn_output_signature": "float32", "parallel_iterations": at_once}
         return tf.map_fn(lambda z: one(*z), (x, tuple(states)), **options)
     return jax.vmap(one)(x, tuple(states))
 
@@ -284,6 +287,49 @@ def loop(times: int, fn: Callable, state):
     for _ in range(times):
         state = fn(state)
     return state
+
+
+@contextlib.contextmanager
+def fixed_rows() -> Iterator[None]:
+    """Have `on_rows` meet all samples, in graphs for programs that know no branches."""
+    token = _FIXED.set(True)
+    try:
+        yield
+    finally:
+        _FIXED.reset(token)
+
+
+def on_rows(mask, fn: Callable, rows: tuple, otherwise):
+    """Apply a function to some samples only.
+
+    On TensorFlow's CPU the function meets just these samples. With JAX and on GPUs, where shapes are fixed, and within
+    `fixed_rows`, it meets all samples; with JAX it meets none where the mask has none.
+
+    Args:
+        mask: Booleans of shape (n,).
+        fn: Function of tensors whose first axis is the sample, to a tensor of shape (n, ...).
+        rows: The tensors, of shape (n, ...).
+        otherwise: What stands for the other samples, of the shape that the function gives.
+
+    Returns:
+        Tensor of shape (n, ...).
+    """
+    ops = keras.ops
+
+    def everywhere():
+        return ops.where(ops.reshape(mask, (-1,) + (1,) * (len(otherwise.shape) - 1)), fn(*rows), otherwise)
+
+    if NAME != "tensorflow":
+        return jax.lax.cond(ops.any(mask), everywhere, lambda: otherwise)
+    if has_gpu() or _FIXED.get():
+        return everywhere()
+
+    def there():
+        index = tf.where(mask)
+        found = fn(*(tf.gather(row, index[:, 0]) for row in rows))
+        return tf.tensor_scatter_nd_update(otherwise, index, found)
+
+    return tf.cond(tf.reduce_any(mask), there, lambda: otherwise)
 
 
 def compiled(fn: Callable, model: keras.Model) -> Callable:

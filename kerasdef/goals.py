@@ -5,6 +5,7 @@ A goal says how a loss is climbed (`value`) and when the attacker has won (`reac
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,6 +14,8 @@ from keras import ops
 
 from kerasdef import checks, losses
 from kerasdef.annotations import check_fields
+
+CLIMBS = ("both", "mean", "members")  # what is raised against several classifiers: the loss of their mean, their losses
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,32 @@ class Goal(ABC):
         Attacks that go for one class after another take their order and their boundaries from these.
         """
         return logits
+
+    def apart(self, logits, y):
+        """What fools the classifier and what alarms the detector, of which only both together reach the goal.
+
+        Returns:
+            `(gap, alarm)` of shape (n,): the gap is positive where the real classes alone are decided as the attacker
+            wants; the alarm is positive where the sample is rejected, and -1 everywhere where nothing rejects.
+        """
+        gap = self.value(losses.margin, logits, y)
+        return gap, -ops.ones_like(gap)
+
+    def joint(self, logits):
+        """Logits of shape (n, classes) on which, or nearly on which, the model decides."""
+        return logits
+
+    def averaged(self, logits):
+        """Outputs of shape (n, ...) that stand for several draws of a random model, of shape (n, draws, ...).
+
+        They are the logarithms of the mean probabilities.
+        """
+        return mean_of_probabilities(logits)
+
+    @property
+    def variants(self) -> dict[str, Goal]:
+        """Goals that are reached where this one is and climb something else, by what that is."""
+        return {}
 
     def reached(self, logits, y):
         """Booleans of shape (n,): the attack has reached its goal. An output that is no answer reaches none."""
@@ -104,6 +133,14 @@ class Evade(Goal):
         """Logits in which y stands for both unwanted classes, with the larger of their logits."""
         return self._join(logits, y, ops.maximum)
 
+    def apart(self, logits, y):
+        """The margin among the real classes, and how far the rejecting one is above them."""
+        y, rejected = ops.cast(y, "int32"), logits[..., self.reject]
+        far = losses.FAR * ops.one_hot(ops.full_like(y, self.reject), logits.shape[-1], dtype=logits.dtype)
+        real = logits - far
+        alarm = rejected - ops.max(real, axis=-1)
+        return ops.where(y == self.reject, -alarm, losses.margin(real, y)), alarm
+
     def reached(self, logits, y):
         """The label is neither y nor that of rejected inputs."""
         label = _label(logits)
@@ -124,6 +161,11 @@ class Evade(Goal):
 def answered(logits):
     """Booleans of shape (n,): the outputs, of shape (n, ...), are an answer, that is, finite."""
     return ops.all(ops.isfinite(logits), axis=tuple(range(1, len(logits.shape))))
+
+
+def mean_of_probabilities(logits):
+    """Logarithms of mean probabilities, of shape (n, ..., classes), from logits of shape (n, several, ..., classes)."""
+    return ops.logsumexp(ops.log_softmax(logits, axis=-1), axis=1) - math.log(logits.shape[1])
 
 
 def _label(logits):

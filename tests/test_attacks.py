@@ -35,9 +35,12 @@ from kerasdef.attacks import (
     DeepFool,
     Evade,
     GradientAttack,
+    HingePGD,
     HopSkipJump,
+    OrthogonalPGD,
     Quantized,
     Restarts,
+    SelectivePGD,
     Square,
     Targeted,
     Transfer,
@@ -61,7 +64,8 @@ SMALL = {  # settings that make a check quick, and those that have no default
     FAB: {"steps": 8},
     FMN: {"steps": 10},
     APGD: {"steps": 8},
-    **{c: {"steps": 8} for c in (BIM, MIM, NIM, PGD, GradientAttack, DeepFool)},
+    **{c: {"steps": 8} for c in (BIM, MIM, NIM, PGD, GradientAttack, DeepFool, OrthogonalPGD, SelectivePGD)},
+    HingePGD: {"steps": 4, "searches": 2},
     AutoAttack: {"version": "custom", "parts": ("apgd-ce",)},
     Square: {"queries": 30},
     NES: {"pairs": 4, "queries": 30},
@@ -90,7 +94,7 @@ def test_every_exported_attack_keeps_the_contract(attack):
 
 def test_only_the_base_classes_are_abstract_so_that_no_attack_escapes_the_contract():
     abstract = {n for n, c in vars(kerasdef.attacks).items() if inspect.isabstract(c) and issubclass(c, Attack)}
-    assert abstract == {"Attack", "StepAttack", "QueryAttack", "GradientFreeAttack", "Wrapper"}
+    assert abstract == {"Attack", "StepAttack", "DetectorAttack", "QueryAttack", "GradientFreeAttack", "Wrapper"}
 
 
 @pytest.mark.parametrize("attack", [c for c in EXPORTED if c not in WRAPPERS])

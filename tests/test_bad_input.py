@@ -26,18 +26,20 @@ import kerasdef
 from kerasdef import annotations, attacks, backend, goals, losses, norms
 from kerasdef.attacks import FGSM, PGD
 from kerasdef.attacks.by_name import make
+from kerasdef.defenses import Plain
 from kerasdef.evaluation import Outcome
 from kerasdef.models.loading import read_keras
 from kerasdef.recipes.base import fit
+from kerasdef.recipes.hybrid.settings import HybridSettings
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
-from kerasdef.recipes.settings import AttackSettings
+from kerasdef.recipes.settings import AttackSettings, CertifySettings, EvaluateSettings
 from kerasdef.training import Mixture, Stage
 
 PACKAGES = (
     "kerasdef",
-    *(f"kerasdef.{name}" for name in (*kerasdef._PACKAGES, "threat")),
+    *(f"kerasdef.{name}" for name in (*kerasdef._PACKAGES, "threat", "defenses.detectors")),
 )
 SLOWEST = 5.0  # seconds that a refusal may take
 HOME = str(Path(kerasdef.__file__).parent)
@@ -50,7 +52,19 @@ def net(outputs=3, activation=None):
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(outputs, activation=activation)])
 
 
+class _Noise(keras.layers.Layer):
+    """Draws random numbers when it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.generator)
+
+
 MODEL, OTHER = net(), net()
+NOISY = keras.Sequential([keras.Input((4,)), _Noise(), keras.layers.Dense(3)])
 
 
 class _Two(keras.Model):
@@ -98,6 +112,10 @@ TABLE = {
     # defenses
     "kerasdef.defenses.Plain": {"model": MODEL},
     "kerasdef.defenses.RejectClass": {"model": MODEL},
+    "kerasdef.defenses.Smoothed": {"model": MODEL, "sigma": 0.1},
+    "kerasdef.defenses.adaptive": {"defense": MODEL, "eps": 0.1},
+    "kerasdef.defenses.Adaptive": {"defense": Plain(MODEL), "eps": 0.1},
+    "kerasdef.defenses.Row": {"stage": "a", "on": "defense"},
     "kerasdef.defenses.as_defense": {"model": MODEL},
     "kerasdef.defenses.load": {"path": "nowhere"},
     "kerasdef.defenses.Voting": {"members": [MODEL, OTHER]},
@@ -108,17 +126,25 @@ TABLE = {
     "kerasdef.evaluation.Plan": {"model": "m", "rows": np.arange(3)},
     "kerasdef.evaluation.Planned": {"attack": PGD()},
     "kerasdef.evaluation.Images": {"x": X, "index": np.arange(6)},
+    "kerasdef.evaluation.certified_accuracy": {"correct": Y > 0, "radius": X[:, 0]},
     "kerasdef.evaluation.auroc": {"clean_scores": X[:, 0], "adv_scores": X[:, 1]},
     "kerasdef.evaluation.tpr_at_fpr": {"clean_scores": X[:, 0], "adv_scores": X[:, 1], "fpr": 0.1},
     "kerasdef.evaluation.mcnemar": {"a": Y > 0, "b": Y > 1},
+    "kerasdef.evaluation.four_numbers": {"defense": NOISY, "x": X, "y": Y, "x_adv": X},
     "kerasdef.evaluation.wilson": {"successes": 1, "n": 2},
+    "kerasdef.evaluation.binarization": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.unbounded": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.monotone": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.self_check": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
     # models
+    "kerasdef.models.fixed_draw": {"model": NOISY, "draw": 1},
     "kerasdef.models.WhiteBox": {"model": MODEL},
     "kerasdef.models.predict_logits": {"model": MODEL, "x": X},
     "kerasdef.models.logits_view": {"model": MODEL},
     "kerasdef.models.stack_logits": {"models": [MODEL, OTHER]},
     "kerasdef.models.named_views": {"models": [MODEL, OTHER]},
     "kerasdef.models.pad": {"array": X, "size": 8},
+    "kerasdef.models.repair": {"model": MODEL, "x": X},
     **{
         f"kerasdef.models.{name}": {"model": MODEL}
         for name in ("as_logits", "gives_logits", "has_batch_norm", "logits_of", "float_input", "input_bounds")
@@ -142,6 +168,7 @@ TABLE = {
     "kerasdef.testing.LinearOracle": {"weights": RNG.normal(size=(4, 3))},
     # training
     "kerasdef.training.AdversarialTraining": {"model": MODEL, "attack": PGD()},
+    "kerasdef.training.NoiseTraining": {"model": MODEL, "sigma": 0.1},
     "kerasdef.training.FreeTraining": {"model": MODEL, "eps": 0.1, "batch_size": 2},
     "kerasdef.training.Distillation": {"model": MODEL},
     "kerasdef.training.RobustValidation": {"x": X, "y": Y, "attack": PGD()},
@@ -166,11 +193,15 @@ OPEN = {
     "kerasdef.norms.flatten": HANDLES,
     "kerasdef.training.adversarial_labels": HANDLES,
     "kerasdef.training.most_confusing": HANDLES,
+    "kerasdef.models.Finding": RECORD,
+    "kerasdef.models.Repaired": RECORD,
     "kerasdef.models.padded_batches": "an iterator of the library's loops",
     "kerasdef.models.Untracked": "holds models for Keras",
     "kerasdef.models.check_symbolic": "the check that others make of their models",
     "kerasdef.defenses.Defense": "an abstract class",
     "kerasdef.defenses.Decision": RECORD,
+    "kerasdef.defenses.Certificates": RECORD,
+    "kerasdef.defenses.Predictions": RECORD,
     "kerasdef.attacks.Result": RECORD,
     "kerasdef.attacks.SequenceResult": RECORD,
     "kerasdef.attacks.GMAAnalysis": RECORD,
@@ -179,18 +210,29 @@ OPEN = {
     "kerasdef.datasets.Info": "a row of the table of data sets",
     "kerasdef.datasets.DatasetNotFound": "an error",
     "kerasdef.poisoning.random_points": "takes a record of the library",
+    "kerasdef.defenses.Manifest": RECORD,
+    "kerasdef.evaluation.Randomness": RECORD,
+    "kerasdef.evaluation.FourNumbers": RECORD,
     "kerasdef.evaluation.Evaluation": RECORD,
+    "kerasdef.evaluation.Binarization": RECORD,
+    "kerasdef.evaluation.Monotone": RECORD,
+    "kerasdef.evaluation.Unbounded": RECORD,
+    "kerasdef.evaluation.SelfCheck": RECORD,
     "kerasdef.evaluation.evaluate": "takes a plan and a data set, which are checked",
     "kerasdef.evaluation.measure": "takes outcomes, which are checked",
     "kerasdef.testing.linear_model": "makes models for tests",
     "kerasdef.testing.check_attack": "runs an attack for seconds",
     "kerasdef.testing.check_defense": "runs a defense for seconds",
+    "kerasdef.testing.check_detector": "runs a detector for seconds",
     "kerasdef.testing.check_norm": "in tests of norms",
+    "kerasdef.testing.check_purifier": "runs a purifier for seconds",
     "kerasdef.defenses.Vote": "a layer of `Voting`, which checks",
     "kerasdef.attacks.from_art": "needs another library; in test_adapters",
     "kerasdef.attacks.from_cleverhans": "needs another library; in test_adapters",
     "kerasdef.gma_victims": "in test_victims",
     "kerasdef.attack": "AttackSettings is tried in its place",
+    "kerasdef.evaluate": "EvaluateSettings is tried in its place",
+    "kerasdef.certify": "CertifySettings is tried in its place",
 }
 
 
@@ -212,9 +254,18 @@ def public() -> dict[str, typing.Callable]:
 
 PUBLIC = public()
 OPEN |= {n: "its settings class is tried in its place" for n in PUBLIC if n.startswith("kerasdef.train_")}
-OWN = {"attack": AttackSettings, "robust": RobustSettings, "mia": MIASettings, "iar": IARSettings, **METHODS}
+OWN = {
+    "attack": AttackSettings,
+    "certify": CertifySettings,
+    "robust": RobustSettings,
+    "mia": MIASettings,
+    "iar": IARSettings,
+    **METHODS,
+}
+OWN |= {"hybrid": HybridSettings, "evaluate": EvaluateSettings}
 SETTINGS = {f"settings of {name}": cls for name, cls in OWN.items()}
-TABLE["settings of attack"] = {"model": "m.keras"}
+TABLE["settings of attack"] = TABLE["settings of certify"] = {"model": "m.keras"}
+TABLE["settings of evaluate"] = {"run": "nowhere"}
 
 
 def needs(function) -> bool:
@@ -309,7 +360,11 @@ def ending(name: str, parameter: str, value) -> str | None:
 
 
 # what a good value of these would begin to do takes longer than a test may: only values of a wrong kind are tried
-LONG = ("kerasdef.attacks.gma_analysis", "kerasdef.poisoning.poisoning_effect")
+LONG = (
+    "kerasdef.attacks.gma_analysis",
+    "kerasdef.poisoning.poisoning_effect",
+    *(f"kerasdef.evaluation.{name}" for name in ("binarization", "unbounded", "monotone", "self_check")),
+)
 
 
 def tried(call: tuple[str, str], value) -> bool:

@@ -14,7 +14,9 @@ from keras import layers, ops
 
 from kerasdef import backend, defenses, models
 from kerasdef.attacks import PGD, Evade, Misclassify
-from kerasdef.defenses import Decision, Defense, EvadeVote, Plain, RejectClass, Voting, as_defense, load
+from kerasdef.defenses import Decision, Defense, EvadeVote, HybridDefense, Plain, RejectClass, Voting, as_defense, load
+from kerasdef.defenses.detectors import LogitDeviation
+from kerasdef.defenses.purifiers import Purifier
 from kerasdef.models.bounds import from_pixels, input_bounds
 from kerasdef.models.export import export, facts_of
 from kerasdef.testing import check_defense
@@ -42,10 +44,31 @@ def noise(n=30, seed=0, high=1.0):
     return (high * np.random.default_rng(seed).random((n, *SHAPE))).astype("float32")
 
 
+@keras.saving.register_keras_serializable("tests")
+class Dim(Purifier):
+    """Halves all values."""
+
+    def purify(self, x):
+        return 0.5 * x
+
+
+def hybrid(**options):
+    members = [dense(i) for i in range(2)]
+    x = noise(100)
+    detector = LogitDeviation(rate=0.2).fit(members, x, np.zeros(len(x), dtype="int64"))
+    return HybridDefense(members, detector=detector, **options)
+
+
 CASES = {
     "Plain": lambda: Plain(dense(0)),
     "Plain, one sigmoid output": lambda: Plain(dense(0, 1, activation="sigmoid")),
     "Plain, uint8 Input": lambda: Plain(dense(0, before=[layers.Rescaling(1 / 255)], dtype="uint8")),
+    "HybridDefense": lambda: HybridDefense([dense(i) for i in range(2)]),
+    "HybridDefense, detector and purifier": lambda: hybrid(purifier=Dim()),
+    "HybridDefense, flagged images are answered": lambda: hybrid(purifier=Dim(), flagged="answered"),
+    "HybridDefense, a purifier alone": lambda: HybridDefense([dense(0)], purifier=Dim(), repair="always"),
+    "HybridDefense, the first member first": lambda: HybridDefense([dense(i) for i in range(2)], sure=0.7),
+    "HybridDefense, with noise": lambda: hybrid(sigma=0.1, draws=2),
     "RejectClass": lambda: RejectClass(dense(0, 5)),
     "RejectClass, of a softmax that does not reject": lambda: RejectClass(
         dense(0, 5, activation="softmax"), rejects=False, bounds=(-1, 2)

@@ -653,7 +653,7 @@ def test_costs_survive_the_disk_and_stand_in_the_table_and_on_the_page(tmp_path)
 @pytest.fixture
 def refusal(refusal_of):
     return refusal_of(
-        recipe._Run, lambda method, data, **changes: kerasdef.train_robust(method, data, **settings(**changes))
+        recipe.Run, lambda method, data, **changes: kerasdef.train_robust(method, data, **settings(**changes))
     )
 
 

@@ -13,10 +13,10 @@ from kerasdef import losses, models
 from kerasdef.attacks import BIM, FGSM, GMA, MIM, PGD, CarliniWagner, Cycled, Evade, GradientAttack, Hit, Targeted
 from kerasdef.attacks.black.square import Square
 from kerasdef.attacks.worst_of import Restarts, WorstOf
-from kerasdef.attacks.wrappers.bpda import BPDA, bpda
 from kerasdef.attacks.wrappers.eot import EOT
 from kerasdef.attacks.wrappers.quantized import Quantized, ball_of
 from kerasdef.attacks.wrappers.transfer import Transfer
+from kerasdef.models.bpda import BPDA, bpda
 from kerasdef.norms import L1, L2, Box, Linf, Masked
 from kerasdef.testing import LinearOracle, check_attack, linear_model
 

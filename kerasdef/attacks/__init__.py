@@ -30,13 +30,15 @@ from kerasdef.attacks.white.gradient import MIM as MIM
 from kerasdef.attacks.white.gradient import NIM as NIM
 from kerasdef.attacks.white.gradient import PGD as PGD
 from kerasdef.attacks.white.gradient import GradientAttack as GradientAttack
+from kerasdef.attacks.white.orthogonal import DetectorAttack as DetectorAttack
+from kerasdef.attacks.white.orthogonal import HingePGD as HingePGD
+from kerasdef.attacks.white.orthogonal import OrthogonalPGD as OrthogonalPGD
+from kerasdef.attacks.white.orthogonal import SelectivePGD as SelectivePGD
 from kerasdef.attacks.worst_of import Restarts as Restarts
 from kerasdef.attacks.worst_of import WorstOf as WorstOf
 from kerasdef.attacks.wrappers.base import Cycled as Cycled
 from kerasdef.attacks.wrappers.base import Targeted as Targeted
 from kerasdef.attacks.wrappers.base import Wrapper as Wrapper
-from kerasdef.attacks.wrappers.bpda import BPDA as BPDA
-from kerasdef.attacks.wrappers.bpda import bpda as bpda
 from kerasdef.attacks.wrappers.eot import EOT as EOT
 from kerasdef.attacks.wrappers.quantized import Quantized as Quantized
 from kerasdef.attacks.wrappers.transfer import Transfer as Transfer
@@ -45,3 +47,5 @@ from kerasdef.goals import Goal as Goal
 from kerasdef.goals import Hit as Hit
 from kerasdef.goals import Misclassify as Misclassify
 from kerasdef.models import BlackBox as BlackBox
+from kerasdef.models.bpda import BPDA as BPDA
+from kerasdef.models.bpda import bpda as bpda

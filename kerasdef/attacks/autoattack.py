@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from kerasdef import checks, norms
-from kerasdef.annotations import check_fields, checked
-from kerasdef.attacks import sequence, signs
+from kerasdef.annotations import check_fields
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.black.square import Square
-from kerasdef.attacks.sequence import SequenceResult
+from kerasdef.attacks.sequence import PartByPart
 from kerasdef.attacks.white.apgd import APGD
 from kerasdef.attacks.white.fab import FAB
 from kerasdef.goals import Goal, Hit, Misclassify
@@ -31,7 +29,7 @@ _FEW = 4  # classes below which the targeted DLR loss is not defined
 
 
 @dataclass(frozen=True, repr=False)
-class AutoAttack(Attack):
+class AutoAttack(PartByPart):
     """The standard evaluation: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square.
 
     A sample that one part breaks is not shown to the next. Settings are as published. Differences: random numbers;
@@ -101,56 +99,10 @@ class AutoAttack(Attack):
             known["square"] = Square(queries=1000 * _JUDGED, samples=_JUDGED, **common)
         return {name: known[name] for name in VERSIONS[self.version] or self.parts}
 
-    @checked
-    def run(
-        self,
-        model,
-        x: np.ndarray,
-        y: np.ndarray | None = None,
-        *,
-        batch_size: int = 256,
-        seed: int = 0,
-        progress: bool | None = None,
-        out: str | Path | None = None,
-    ) -> SequenceResult:
-        """Attack every sample of an array; arguments as in a call.
+    def _parts(self, victim, x, y, seed) -> dict[str, Attack]:
+        return self.attacks()
 
-        Args:
-            out: Folder for the state. It is written after every attack and every block of 1,024 samples, and every few
-                seconds within; a run that is killed and started again with the same folder goes on from there and
-                ends with the same result.
-
-        Returns:
-            A `SequenceResult`: x_adv, success, which part broke what, a table, and flags where the result is doubtful.
-            Every flag is a warning as well.
-        """
-        model, x, y = self._prepare(model, x, y)
-        checks.positive_int("batch_size", batch_size)
-        checks.non_negative_int("seed", seed)
-        flags = self._look_at(model)
-        parts = self.attacks()
-        result = sequence.run(parts, model, x, y, batch_size=batch_size, seed=seed, progress=progress, out=out)
-        flags |= result.flags
-        beaten = int(np.sum(result.broken_by == list(parts).index("square"))) if "square" in parts else 0
-        if beaten and len(parts) > 1:
-            flags["square_beats_white_box"] = (
-                f"Square, which sees no gradients, broke {beaten} samples that the white-box attacks before it did "
-                "not: the model may hide its gradients."
-            )
-        for flag in flags.values():
-            signs.warn(flag)
-        return dataclasses.replace(result, flags=flags)
-
-    def __call__(self, model, x, y=None, **options) -> np.ndarray:
-        """Attack every sample of an array; arguments as in `run`, whose flags are warnings here as well."""
-        return self.run(model, x, y, **options).x_adv
-
-    def _run(self, model, x, y, batch_size, seed, show):
-        found = sequence.run(self.attacks(), model, x, y, batch_size=batch_size, seed=seed, progress=show)
-        return found.x_adv, found.evaluations
-
-    def _look_at(self, model) -> dict[str, str]:
-        """What about the model itself makes the result doubtful."""
+    def _doubts(self, model, x, y) -> dict[str, str]:
         flags = {}
         if self.version != "rand" and model.random:
             flags["randomized"] = (

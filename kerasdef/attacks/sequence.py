@@ -7,6 +7,8 @@ Within a block the state of the attack is kept by time.
 
 from __future__ import annotations
 
+import dataclasses
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,9 +18,13 @@ import keras
 import numpy as np
 import pandas as pd
 
+from kerasdef import checks
 from kerasdef._version import __version__
+from kerasdef.annotations import checked
+from kerasdef.attacks import signs
 from kerasdef.attacks.base import Attack, Result
 from kerasdef.identity import digest
+from kerasdef.models import Victim
 from kerasdef.runs import keeping
 from kerasdef.runs.pieces import Piece
 from kerasdef.runs.seeds import derive
@@ -54,6 +60,75 @@ class SequenceResult(Result):
     def robust_accuracy(self) -> float:
         """Share of samples that withstand every attack."""
         return float(np.mean(self.broken_by == STANDS))
+
+
+class PartByPart(Attack):
+    """An attack of several parts, each on what still stands; its result says which part broke what.
+
+    Subclasses are frozen dataclasses and have `_parts`.
+    """
+
+    @abstractmethod
+    def _parts(self, victim: Victim, x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Attack]:
+        """The parts by name, in their order, for a victim and checked arrays."""
+
+    def _doubts(self, victim: Victim, x: np.ndarray, y: np.ndarray) -> dict[str, str]:
+        """What about the victim itself makes a result doubtful, as sentences by name."""
+        return {}
+
+    @checked
+    def run(
+        self,
+        model: keras.Model | Callable | Victim,
+        x: np.ndarray,
+        y: np.ndarray | None = None,
+        *,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress: bool | None = None,
+        out: str | Path | None = None,
+    ) -> SequenceResult:
+        """Attack every sample of an array; arguments as in a call.
+
+        Args:
+            out: Folder for the state. It is written after every attack and every block of 1,024 samples, and every few
+                seconds within; a run that is killed and started again with the same folder goes on from there and
+                ends with the same result.
+
+        Returns:
+            A `SequenceResult`: x_adv, success, which part broke what, a table, and flags where the result is doubtful.
+            Every flag is a warning as well.
+        """
+        model, x, y = self._prepare(model, x, y)
+        checks.positive_int("batch_size", batch_size)
+        checks.non_negative_int("seed", seed)
+        flags = self._doubts(model, x, y)
+        parts = self._parts(model, x, y, seed)
+        result = run(parts, model, x, y, batch_size=batch_size, seed=seed, progress=progress, out=out)
+        flags |= result.flags | square_beats(result)
+        for flag in flags.values():
+            signs.warn(flag)
+        return dataclasses.replace(result, flags=flags)
+
+    def __call__(self, model, x, y=None, **options) -> np.ndarray:
+        """Attack every sample of an array; arguments as in `run`, whose flags are warnings here as well."""
+        return self.run(model, x, y, **options).x_adv
+
+    def _run(self, model, x, y, batch_size, seed, show):
+        found = run(self._parts(model, x, y, seed), model, x, y, batch_size=batch_size, seed=seed, progress=show)
+        return found.x_adv, found.evaluations
+
+
+def square_beats(result: SequenceResult) -> dict[str, str]:
+    """The sign of gradients that are hidden: the part "square" broke what parts before it did not."""
+    beaten = int(np.sum(result.broken_by == result.parts.index("square"))) if "square" in result.parts else 0
+    if not beaten or len(result.parts) == 1:
+        return {}
+    text = (
+        f"Square, which sees no gradients, broke {beaten} samples that the white-box attacks before it did "
+        "not: the model may hide its gradients."
+    )
+    return {"square_beats_white_box": text}
 
 
 def run(

@@ -14,7 +14,7 @@ from kerasdef import checks, models
 from kerasdef.annotations import check_fields, checked
 from kerasdef.goals import Evade, Goal, Misclassify
 from kerasdef.models.bounds import UNIT, input_bounds, onto
-from kerasdef.models.guard import NOBODY, Flag, Guard
+from kerasdef.models.guard import NOBODY, Flag, Guard, argmax
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,9 @@ class Defense(keras.Model):
         answer = self.get_layer("flag")(answer, ops.ones((len(x),), dtype="bool"))
         label, probabilities = (ops.convert_to_numpy(answer[k]) for k in ("label", "probabilities"))
         rejected = np.zeros(len(label), dtype=bool) if self.reject is None else label == self.reject
-        score = None if self.reject is None else probabilities[:, self.reject]
+        score = None
+        if self.reject is not None:
+            score = ops.convert_to_numpy(answer["score"]) if "score" in answer else probabilities[:, self.reject]
         return Decision(label.astype("int64"), rejected, score, probabilities)
 
     @abstractmethod
@@ -105,6 +107,16 @@ class Defense(keras.Model):
     @abstractmethod
     def answer(self, logits) -> dict:
         """The outputs of the defense from logits as the model of its surface gives them."""
+
+    @property
+    def members(self) -> list[keras.Model]:
+        """The classifiers that it is made of, as far as it is made of any."""
+        return []
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has a method `learn`, which moves its state when true labels arrive."""
+        return False
 
     @property
     def facts(self) -> dict:
@@ -129,7 +141,11 @@ class Members(keras.layers.Layer):
 
     def call(self, x, training=None):
         """Logits of each member."""
-        return [ops.cast(view(x, training=training), "float32") for view in self.views.models]
+        return self.of(x, slice(None), training=training)
+
+    def of(self, x, which: slice, training=None) -> list:
+        """Logits of some members."""
+        return [ops.cast(view(x, training=training), "float32") for view in self.views.models[which]]
 
     def compute_output_spec(self, x, training=None):
         """Shapes and types of the outputs."""
@@ -155,7 +171,7 @@ class Verdict(keras.layers.Layer):
     def call(self, logits):
         """The outputs of a defense."""
         (logits,) = logits
-        label = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        label = argmax(logits)
         answer = {"label": label, "probabilities": ops.softmax(logits, axis=-1)}
         if self.flags:
             answer["is_adversarial"] = ops.equal(label, NOBODY if self.reject is None else self.reject)
@@ -178,7 +194,7 @@ class OfMembers(Defense):
     def __init__(self, members, decision: keras.layers.Layer, *, classes, reject, stacked, bounds=None, name=None):
         side = Members(members, name="members")
         inputs = keras.Input(members[0].input_shape[1:], name="images")
-        bounds = _bounds_of(members) if bounds is None else checks.bounds(bounds)
+        bounds = bounds_of(members) if bounds is None else checks.bounds(bounds)
         super().__init__(inputs, decision(side(inputs)), classes=classes, reject=reject, bounds=bounds, name=name)
         self._attacked = models.Untracked((self._attackable(list(members), stacked),))
 
@@ -315,6 +331,7 @@ class Outputs:
         self.bounds = checks.bounds(bounds)
         self.name = name or getattr(function, "__name__", "model")
         self._attacked = models.BlackBox(function, bounds=self.bounds)
+        self.members: list[keras.Model] = []
 
     @checked
     def decide(self, x: np.ndarray, *, bounds: tuple[float, float] | None = None, batch_size: int = 512) -> Decision:
@@ -396,7 +413,21 @@ def check_member(model) -> None:
         )
 
 
-def _bounds_of(members: Sequence[keras.Model]) -> tuple[float, float]:
+def check_members(members) -> list[keras.Model]:
+    """Return a list of built classifiers; raise unless there are some, and their shapes are the same."""
+    members = list(members)
+    if not members:
+        raise ValueError("`members` must be one or more models. Received: members=[]")
+    for member in members:
+        check_member(member)
+    shapes = {(tuple(m.input_shape), tuple(m.output_shape)) for m in members}
+    if len(shapes) > 1:
+        raise ValueError(f"`members` must have the same input and output shapes. Received: {sorted(shapes)}")
+    return members
+
+
+def bounds_of(members: Sequence[keras.Model]) -> tuple[float, float]:
+    """Range of the values that all members take: what they say, else (0, 1)."""
     found = {input_bounds(m) or UNIT for m in members}
     if len(found) > 1:
         raise ValueError(f"`members` must take values of the same range. Received: {sorted(found)}")

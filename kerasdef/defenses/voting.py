@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ from sklearn.utils import check_random_state
 
 from kerasdef import checks
 from kerasdef.annotations import check_fields, checked
-from kerasdef.defenses.base import NOBODY, OfMembers, check_member
-from kerasdef.goals import Evade, Goal, Misclassify, answered
+from kerasdef.defenses.base import NOBODY, OfMembers, check_members
+from kerasdef.goals import CLIMBS, Evade, Goal, Misclassify, answered, mean_of_probabilities
+from kerasdef.models.guard import argmax
 
 _SEEDS = np.iinfo(np.int32).max  # scikit-learn draws the seeds of the members below this
 
@@ -49,9 +51,11 @@ def decide(logits):
         `(label, votes, probabilities)` of shapes (n,), (n, classes) and (n, classes).
     """
     probabilities = ops.mean(ops.softmax(logits, axis=-1), axis=1)
-    ballots = ops.one_hot(ops.argmax(logits, axis=-1), logits.shape[-1], dtype="float32")
+    ballots = ops.one_hot(argmax(logits), logits.shape[-1], dtype="float32")
     votes = ops.sum(ballots, axis=1)
-    label = ops.argmax(votes + 0.5 * probabilities, axis=-1)  # less than one vote: decides between equals only
+    label = argmax(
+        ops.cast(votes, probabilities.dtype) + 0.5 * probabilities
+    )  # less than one vote: decides between equals only
     return label, votes, probabilities
 
 
@@ -127,14 +131,7 @@ class Voting(OfMembers):
         bounds: tuple[float, float] | None = None,
         name: str = "vote",
     ):
-        members = list(members)
-        if not members:
-            raise ValueError("`members` must be one or more models. Received: members=[]")
-        for member in members:
-            check_member(member)
-        shapes = {(tuple(m.input_shape), tuple(m.output_shape)) for m in members}
-        if len(shapes) > 1:
-            raise ValueError(f"`members` must have the same input and output shapes. Received: {sorted(shapes)}")
+        members = check_members(members)
         outputs = max(2, members[0].output_shape[-1])  # one sigmoid output stands for two classes
         if reject is not None and reject >= outputs:
             raise ValueError(f"`reject` must be below the number of outputs, {outputs}. Received: reject={reject}")
@@ -167,12 +164,15 @@ class EvadeVote(Goal):
 
     Args:
         reject: Index of the class that stands for "adversarial", or None where there is none.
+        climbs: "both", or one of the two alone: "mean" (the averaged probabilities) or "members".
     """
 
     reject: int | None = None
+    climbs: str = "both"
 
     def __post_init__(self):
         check_fields(self)
+        checks.one_of("climbs", self.climbs, CLIMBS)
         self.check(checks.MOST_CLASSES)
 
     def check(self, classes):
@@ -191,20 +191,30 @@ class EvadeVote(Goal):
     def value(self, loss, logits, y):
         """Value of shape (n,) that the attacker raises."""
         count = logits.shape[1]
-        members = sum(self._single.value(loss, logits[:, i], y) for i in range(count)) / count
-        return members + self._single.value(loss, _joint(logits), y)
+        mean = 0.0 if self.climbs == "members" else self._single.value(loss, mean_of_probabilities(logits), y)
+        if self.climbs == "mean":
+            return mean
+        return sum(self._single.value(loss, logits[:, i], y) for i in range(count)) / count + mean
+
+    @property
+    def variants(self) -> dict[str, Goal]:
+        """The averaged probabilities alone, and the members alone."""
+        return {name: dataclasses.replace(self, climbs=name) for name in CLIMBS if name != self.climbs}
+
+    def joint(self, logits):
+        """The logarithms of the averaged probabilities."""
+        return mean_of_probabilities(logits)
+
+    def apart(self, logits, y):
+        """The gap and the alarm of the averaged probabilities."""
+        return self._single.apart(mean_of_probabilities(logits), y)
 
     def merged(self, logits, y):
         """Logits of shape (n, classes) of the averaged probabilities, as the attacker sees them."""
-        return self._single.merged(_joint(logits), y)
+        return self._single.merged(mean_of_probabilities(logits), y)
 
     def reached(self, logits, y):
         """The hard vote is for another class than y and the rejecting one."""
         label = ops.cast(decide(logits)[0], "int32")
         other = ops.logical_and(answered(logits), label != ops.cast(y, "int32"))
         return other if self.reject is None else ops.logical_and(other, label != self.reject)
-
-
-def _joint(logits):
-    """Logarithm of the members' mean probabilities."""
-    return ops.logsumexp(ops.log_softmax(logits, axis=-1), axis=1) - np.log(logits.shape[1])

@@ -12,8 +12,8 @@ from keras import ops
 
 from kerasdef import norms
 from kerasdef.annotations import check_fields, checked
-from kerasdef.attacks import Attack, AutoAttack, Transfer, WorstOf, Wrapper, sequence
-from kerasdef.attacks.sequence import STANDS, SequenceResult
+from kerasdef.attacks import Attack, Transfer, WorstOf, Wrapper, sequence
+from kerasdef.attacks.sequence import STANDS, PartByPart, SequenceResult
 from kerasdef.datasets import Dataset
 from kerasdef.defenses.base import Defense, Outputs, as_defense
 from kerasdef.evaluation.outcomes import CLEAN, COLUMNS, Outcome
@@ -161,7 +161,7 @@ def _made(defense, x, y, plan: Plan, column, name, planned: Planned, store: Stor
 
     def make():
         parts = None
-        if isinstance(attack, AutoAttack):
+        if isinstance(attack, PartByPart):
             parts = attack.run(victim, x, y, out=store.path(piece, judging=True), **options)
         elif planned.standing:
             view, clean, truth = attack._prepare(victim, x, y)

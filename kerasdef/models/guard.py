@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import ops
 
 from kerasdef import checks
 from kerasdef.checks import NOBODY
+
+MOST = 1e6  # score of an image that is none, in standard deviations of clean scores
 
 
 @keras.saving.register_keras_serializable(package="kerasdef")
@@ -46,14 +49,14 @@ class Flag(keras.layers.Layer):
 
     There `label` is the label that rejects, with all of the probability and all votes. Where no label rejects, it is
     -1, which is no class; the probabilities are equal, and nothing has a vote. `is_adversarial` is true. An answer
-    without `is_adversarial` gets `is_valid`, which is false.
+    without `is_adversarial` gets `is_valid`, which is false. An `answer` is -1 there, and a `score` 1e6.
 
     Args:
         reject: The label that stands for "adversarial", or None.
 
     Call arguments:
         answer: A dict with `label` (n,) int32 and `probabilities` (n, outputs) float32, and perhaps `is_adversarial`
-            (n,) bool and `votes` (n, outputs) int32.
+            (n,) bool, `votes` (n, outputs) int32, `answer` (n,) int32 and `score` (n,) float32.
         valid: Booleans of shape (n,).
 
     Returns:
@@ -68,7 +71,7 @@ class Flag(keras.layers.Layer):
     def call(self, answer, valid):
         """Put the answer for invalid images in their places."""
         answer, p = dict(answer), answer["probabilities"]
-        valid = ops.logical_and(valid, ops.all(ops.isfinite(p), axis=-1))
+        valid = ops.logical_and(valid, ops.all(finite(p), axis=-1))
         row, outputs = ops.expand_dims(valid, -1), p.shape[-1]
         if self.reject is None:
             share, label = ops.full((1, outputs), 1 / outputs, dtype=p.dtype), NOBODY
@@ -80,11 +83,27 @@ class Flag(keras.layers.Layer):
             votes = answer["votes"]
             all_of_them = ops.cast(share, votes.dtype) * ops.sum(votes, axis=-1, keepdims=True)
             answer["votes"] = ops.where(row, votes, all_of_them)
+        for name, instead in (("answer", NOBODY), ("score", MOST)):
+            if name in answer:
+                answer[name] = ops.where(valid, answer[name], ops.cast(instead, answer[name].dtype))
         if "is_adversarial" in answer:
             answer["is_adversarial"] = ops.logical_or(answer["is_adversarial"], ops.logical_not(valid))
         else:
             answer["is_valid"] = valid
         return answer
+
+
+def argmax(x):
+    """Index of the largest value on the last axis, the first where several are, int32.
+
+    `keras.ops.argmax` looks at single bits of the numbers with TensorFlow, which ONNX cannot say.
+    """
+    return ops.cast(ops.top_k(x, 1)[1][..., 0], "int32")
+
+
+def finite(x):
+    """Booleans of the shape of x: the values are finite; by a comparison, which every program knows."""
+    return ops.abs(x) <= float(np.finfo("float32").max)
 
 
 def note(bounds: tuple[float, float], reject: int | None, flag: str) -> str:

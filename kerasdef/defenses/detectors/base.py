@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,15 +12,19 @@ from keras import ops
 
 from kerasdef import checks, models
 from kerasdef.annotations import checked
+from kerasdef.defenses.detectors import threshold as thresholds
 from kerasdef.models.bounds import UNIT, input_bounds
 
+_FAR = 1e6  # the excess of a score that is not finite: flagged by more than any other
 
-class Detector(keras.layers.Layer):
+
+class Detector(thresholds.Thresholded, keras.layers.Layer):
     """Scores inputs: the larger the score, the more adversarial an input looks; above the threshold it is flagged.
 
     A detector is attached to the classifiers whose inputs it watches, and called with the images and the logits of
     these. It is fitted to clean data, which also sets the threshold, by split conformal prediction: of new clean data
-    like those of the calibration at most a share of `rate` is flagged, on average over calibrations.
+    like those of the calibration at most a share of `rate` is flagged, on average over calibrations. While serving, the
+    threshold may follow the traffic (`follow`), within a bound. An input whose score is not finite is flagged.
 
     Everything that a detector has learned is in its variables, so a defense that holds it saves it. Gradients flow
     through the score, by the rule that `rule` names, so that an attacker who knows the detector can lower it.
@@ -31,11 +34,15 @@ class Detector(keras.layers.Layer):
 
     Args:
         rate: False positive rate that is wanted on clean data, between 0 and 1.
+        reach: How far traffic may move the threshold: to those that the calibration data give for `rate / reach` and
+            `rate * reach`; 1 holds it still. Where there are too few of these data for `rate / reach`, the largest of
+            their scores stands for it.
         bounds: `(low, high)`: range of the values of the images. None takes what the classifiers say, else (0, 1).
 
     Attributes:
         threshold: Variable: the score above which an input is flagged.
         spread: Variable: standard deviation of the scores of the calibration data, by which an excess is measured.
+        span: Variable of shape (3,): the lowest threshold that is allowed, that of the calibration, and the highest.
         rule: How gradients reach the score: "exact", or what stands in for them, in words.
 
     Call arguments:
@@ -49,9 +56,10 @@ class Detector(keras.layers.Layer):
     rule: ClassVar[str] = "exact"
 
     @checked
-    def __init__(self, *, rate: float = 0.05, bounds: tuple[float, float] | None = None, **kwargs):
-        super().__init__(dtype="float32", **kwargs)
-        self.rate = _rate(rate)
+    def __init__(self, *, rate: float = 0.05, reach: float = 2.0, bounds: tuple[float, float] | None = None, **kwargs):
+        super().__init__(**{"dtype": "float32"} | kwargs)
+        self.rate = thresholds.checked_rate(rate)
+        self.reach = thresholds.checked_reach(reach)
         self.bounds = None if bounds is None else checks.bounds(bounds)
         self.trainable = False
         self._members = models.Untracked(())
@@ -82,6 +90,7 @@ class Detector(keras.layers.Layer):
 
     # -- what users call ----------------------------------------------------------------------------------------
 
+    @checked
     def attach(self, members: keras.Model | Sequence[keras.Model]) -> Detector:
         """Tell the detector which classifiers it watches; a second time it must be the same ones.
 
@@ -99,7 +108,7 @@ class Detector(keras.layers.Layer):
             return self
         if not members:
             raise ValueError("`members` must be one or more models. Received: members=[]")
-        views = [models.logits_view(m) for m in members]
+        views = models.named_views(members)  # members may share a name
         shapes = {(tuple(v.input_shape[1:]), v.output_shape[-1]) for v in views}
         if len(shapes) > 1:
             raise ValueError(f"`members` must have the same input and output shapes. Received: {sorted(shapes)}")
@@ -108,6 +117,7 @@ class Detector(keras.layers.Layer):
         self._members = models.Untracked(tuple(members))
         self.threshold = self.add_weight(shape=(), initializer="zeros", trainable=False, name="threshold")
         self.spread = self.add_weight(shape=(), initializer="ones", trainable=False, name="spread")
+        self.span = self.add_weight(shape=(3,), initializer="zeros", trainable=False, name="span")
         self.fitted = self.add_weight(shape=(), initializer="zeros", trainable=False, name="fitted")
         self._attach(views, shape, classes)
         self.built = True
@@ -146,42 +156,24 @@ class Detector(keras.layers.Layer):
         """
         self.attach(members)
         x = self._images("x", x)
-        y = checks.labels("y", y, n=len(x))
+        y = checks.labels("y", y, n=len(x), classes=self._scorer.models[1].output_shape[-1])
+        seed = checks.non_negative_int("seed", seed)
         if valid is None:
-            held = np.arange(len(x)) % 5 == 4
-            x, y, valid = x[~held], y[~held], x[held]
+            x, y, valid = thresholds.held_out(x, y)
         valid = self._images("valid", valid)
-        self._enough(len(valid), self.rate)
+        thresholds.enough(len(valid), self.rate)
         if x_adv is not None:
             x_adv = self._images("x_adv", x_adv)
-        self._fit(x, y, models.predict_logits(self._scorer.models[1], x), x_adv, checks.non_negative_int("seed", seed))
-        self.fitted.assign(1.0)
-        return self.calibrate(valid)
-
-    @checked
-    def calibrate(self, x: np.ndarray, *, rate: float | None = None) -> Detector:
-        """Set the threshold so that at most a share of `rate` of clean data like x is flagged.
-
-        The threshold is the k-th smallest score of the n images, k = ceil((n + 1) (1 - rate)): split conformal
-        prediction (Vovk et al., 2005).
-
-        Args:
-            x: Clean images of shape (n, ...) that the detector was not fitted to.
-            rate: The wanted false positive rate; None takes that of the detector.
-
-        Raises:
-            ValueError: The detector was not fitted, or x has too few images for the rate.
-        """
-        rate = self.rate if rate is None else _rate(rate)
-        self._enough(len(x), rate)
-        scores = np.sort(self.scores(x))
-        spread = float(np.std(scores))
-        if not spread > 0:
-            raise ValueError(f"`x` must give scores that vary. Received: {len(x)} images with the score {scores[0]:g}")
-        self.rate = rate
-        self.spread.assign(spread)
-        self.threshold.assign(scores[math.ceil((len(scores) + 1) * (1 - rate)) - 1])
-        return self
+        logits = models.predict_logits(self._scorer.models[1], x)
+        kept = [ops.convert_to_numpy(v).copy() for v in self.variables]
+        try:
+            self._fit(x, y, logits, x_adv, seed)
+            self.fitted.assign(1.0)
+            return self.calibrate(valid)
+        except Exception:  # as it was before
+            for variable, value in zip(self.variables, kept, strict=True):
+                variable.assign(value)
+            raise
 
     @checked
     def scores(self, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
@@ -195,19 +187,21 @@ class Detector(keras.layers.Layer):
             ValueError: The detector was not fitted, or images are of the wrong shape.
         """
         self.check_fitted()
+        checks.positive_int("batch_size", batch_size)
         scorer = self._scorer.models[0]
         x = self._images("x", x)
-        parts = [scorer(ops.convert_to_tensor(x[i : i + batch_size])) for i in range(0, len(x), batch_size)]
+        parts = [
+            scorer(ops.convert_to_tensor(x[i : i + batch_size]), training=False) for i in range(0, len(x), batch_size)
+        ]
         return np.concatenate([ops.convert_to_numpy(part) for part in parts])
 
-    @checked
-    def flags(self, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
-        """Booleans of shape (n,): the score is above the threshold."""
-        return self.scores(x, batch_size=batch_size) > float(self.threshold.value)
-
     def excess(self, x, logits):
-        """How far the score is above the threshold, in standard deviations of clean scores; tensor of shape (n,)."""
-        return (self(x, logits) - ops.stop_gradient(self.threshold)) / ops.stop_gradient(self.spread)
+        """How far the score is above the threshold, in standard deviations of clean scores; tensor of shape (n,).
+
+        It is finite: where the score is not, the excess is a million.
+        """
+        away = (self(x, logits) - ops.stop_gradient(self.threshold)) / ops.stop_gradient(self.spread)
+        return ops.where(ops.isfinite(away), away, _FAR)
 
     def check_fitted(self) -> None:
         """Raise unless the detector was fitted."""
@@ -221,22 +215,7 @@ class Detector(keras.layers.Layer):
     def get_config(self):
         """Settings of the detector."""
         bounds = None if self.bounds is None else list(self.bounds)
-        return {**super().get_config(), "rate": self.rate, "bounds": bounds}
+        return {**super().get_config(), "rate": self.rate, "reach": self.reach, "bounds": bounds}
 
     def _images(self, name: str, x) -> np.ndarray:
         return checks.images(name, x, limits=self.bounds, shape=self._scorer.models[0].input_shape[1:])
-
-    @staticmethod
-    def _enough(n: int, rate: float) -> None:
-        needed = math.ceil(1 / rate) - 1  # the largest of so many scores is exceeded by a new one at the rate
-        if n < needed:
-            raise ValueError(
-                f"A false positive rate of {rate:g} needs at least {needed} clean images for the threshold. "
-                f"Received: {n}"
-            )
-
-
-def _rate(rate) -> float:
-    if not 0 < rate < 1:
-        raise ValueError(f"`rate` must be above 0 and below 1. Received: rate={rate}")
-    return float(rate)

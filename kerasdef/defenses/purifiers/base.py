@@ -42,7 +42,7 @@ class Purifier(keras.layers.Layer):
 
     @checked
     def __init__(self, *, bounds: tuple[float, float] = (0.0, 1.0), **kwargs):
-        super().__init__(dtype="float32", **kwargs)
+        super().__init__(**{"dtype": "float32"} | kwargs)
         self.bounds = checks.bounds(bounds)
 
     @abstractmethod

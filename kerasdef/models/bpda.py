@@ -43,6 +43,11 @@ class BPDA(keras.layers.Layer):
         self.layer = layer
         self.backward = backward
 
+    @property
+    def rule(self) -> str:
+        """How gradients pass it, in words."""
+        return f"{self.layer.name}: " + ("the identity" if self.backward is None else "another function's gradient")
+
     def build(self, input_shape):
         """Build both layers."""
         for part in (self.layer, self.backward):
