@@ -222,14 +222,15 @@ def test_it_is_never_weaker_than_any_of_its_parts_and_the_manifest_names_each(di
     for name in floors if groups else parts:
         alone = parts[name].run(defense.surface()[0], x, y, progress=False).success
         assert found.success.sum() >= alone.sum(), name
-    rows = {row.stage: row for row in attack.manifest}
+    manifest = attack.on(x).manifest
+    rows = {row.stage: row for row in manifest}
     assert set(found.parts) <= set(rows)
     assert rows["detector LogitDeviation"].gradient == "exact"
     assert "labels" in rows["update"].not_attacked
     assert "threshold" in rows["detector LogitDeviation"].not_attacked
     assert rows["base-mim"].not_attacked == "all of the defense"
-    assert json.loads(json.dumps(attack.manifest.records()))[0]["on"] == "defense"
-    assert all(name in attack.manifest.text() for name in found.parts)
+    assert json.loads(json.dumps(manifest.records()))[0]["on"] == "defense"
+    assert all(name in manifest.text() for name in found.parts)
 
 
 def test_parts_that_are_left_out_are_in_the_manifest(guarded):
