@@ -1,8 +1,8 @@
 """The pieces of the museum: published defenses that were broken, as small nets of the digits.
 
 Each is written as its authors or their readers would write it, without a thought for who attacks it. A piece is trained
-in seconds on images of shape (8, 8, 1) in [0, 1]. Its function gives two models: the defense, and what the attack that its
-claim rests on is made on, such as the net without the detector.
+in seconds on images of shape (8, 8, 1) in [0, 1]. Its function gives two models: the defense, and what the attack that
+its claim rests on is made on, such as the net without the detector.
 """
 
 from __future__ import annotations
