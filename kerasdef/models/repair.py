@@ -29,7 +29,9 @@ _SMALL = 0.05  # moves on which a gradient is tried, in standard deviations of t
 _LARGE = 0.2  # moves on which a stand-in is chosen, and the width of its average
 _DRAWS = 6  # moves of each sample
 _USEFUL = 0.9  # correlation of changes and predictions from which a gradient is left alone
+_GOOD = 0.95  # correlation from which nothing better is looked for
 _GAIN = 0.05  # of the correlation by which a stand-in must be better than the gradient, or than a simpler one
+_AS_IT_IS = "_as_it_is"  # behind the name of what is kept of an operation: the way forward
 _SCALE = 1e3  # times by which changes may be larger than predictions
 
 
@@ -92,7 +94,7 @@ def repair(model: keras.Model, x: np.ndarray, *, seed: int = 0) -> Repaired:
     inside: a layer is looked at as a whole.
 
     Args:
-        model: A built Keras classifier, Sequential or functional.
+        model: A built Keras classifier.
         x: Clean images of shape (n, ...), in the range that the model takes; the first 256 are used.
         seed: All randomness comes from it.
 
@@ -101,7 +103,7 @@ def repair(model: keras.Model, x: np.ndarray, *, seed: int = 0) -> Repaired:
 
     References: Athalye et al., 2018, https://arxiv.org/abs/1802.00420 (section 4; there the layers are found by hand).
     """
-    view = logits_view(model)
+    view = logits_view(model, np.shape(x)[1:])
     x = checks.images("x", x, limits=input_bounds(model) or _limits(x), shape=view.input_shape[1:])
     look = _Look(checks.non_negative_int("seed", seed))
     look.through(view, ops.convert_to_tensor(x[:LEARNED_FROM]))
@@ -170,11 +172,12 @@ class _Walk(ABC):
     def through(self, model: keras.Model, inputs, path: str = ""):
         """The outputs of a model."""
         graph = getattr(model, "_functional", None) or model
-        return graph._run_through_graph(inputs, lambda op: partial(self._at, op, path))
+        outputs = graph._run_through_graph(inputs, lambda op: partial(self._at, op, path))
+        return tree.map_structure(_plain, outputs)
 
     def _at(self, op, path, *args, **kwargs):
         self.place += 1
-        plain = tree.map_structure(lambda z: z.value if isinstance(z, _Blind) else z, (args, kwargs))
+        plain = tree.map_structure(_plain, (args, kwargs))
         if isinstance(op, keras.Model) and getattr(op, "outputs", None):
             return self.inside(op, tree.flatten(plain[0]), f"{path}{op.name}/")
         outputs = op(*plain[0], **plain[1])
@@ -203,6 +206,10 @@ class _Walk(ABC):
         return self.seen(step, outputs) if all(_is(z, "float") for z in flat) else outputs
 
 
+def _plain(z):
+    return z.value if isinstance(z, _Blind) else z
+
+
 def _once(tensors: list) -> list:
     return list({id(z): z for z in tensors}.values())
 
@@ -216,7 +223,7 @@ def _is(z, kind: str) -> bool:
 class _Join(_Walk):
     """Joins a model anew, with the stand-ins that were chosen, by the place of their step."""
 
-    def __init__(self, chosen: dict[int, keras.layers.Layer | None]):
+    def __init__(self, chosen: dict[int, tuple[str, keras.layers.Layer | None]]):
         super().__init__()
         self.chosen = chosen
 
@@ -224,8 +231,11 @@ class _Join(_Walk):
         """The outputs, with another gradient where there is a stand-in."""
         if step.place not in self.chosen:
             return outputs
+        rule, near = self.chosen[step.place]
         name = f"{step.name.replace('/', '_')}_repaired_{step.place}"
-        return BPDA(AsLayer(step.call, step.ops), self.chosen[step.place], name=name)(step.sources[0])
+        return StandsIn(
+            AsLayer(step.call, step.ops, name=f"{step.ops[-1].name}{_AS_IT_IS}"), near, rule, outputs, name=name
+        )(step.sources[0])
 
     def inside(self, model, given, path):
         """The model itself, or one joined anew where it holds a stand-in."""
@@ -240,8 +250,8 @@ class _Join(_Walk):
 class AsLayer(keras.layers.Layer):
     """Operations of a graph as a layer of one tensor, which has their weights."""
 
-    def __init__(self, call: Callable, parts: tuple):
-        super().__init__()
+    def __init__(self, call: Callable, parts: tuple, **kwargs):
+        super().__init__(**kwargs)
         self._call = call
         self.parts = [part for part in parts if isinstance(part, keras.layers.Layer)]
         self.built = True
@@ -255,6 +265,23 @@ class AsLayer(keras.layers.Layer):
         return {"name": self.name, "parts": [keras.saving.serialize_keras_object(part) for part in self.parts]}
 
 
+class StandsIn(BPDA):
+    """An operation with another's gradient, by a rule; its output is known from the graph that it is taken from."""
+
+    def __init__(self, layer, backward, rule: str, output, **kwargs):
+        super().__init__(layer, backward, **kwargs)
+        self._rule, self._output = f"{layer.name.removesuffix(_AS_IT_IS)}: {rule}", (output.shape, output.dtype)
+
+    @property
+    def rule(self) -> str:
+        """How gradients pass it, in words."""
+        return self._rule
+
+    def compute_output_spec(self, x):
+        """Shape and type of the output; Keras takes a number times a tensor for sparse, which it is not."""
+        return keras.KerasTensor(*self._output)
+
+
 # -- what is seen on the way --------------------------------------------------------------------------------------
 
 
@@ -265,7 +292,7 @@ class _Look(_Walk):
         super().__init__()
         self.rng = np.random.default_rng(seed)
         self.findings: list[Finding] = []
-        self.chosen: dict[int, keras.layers.Layer | None] = {}
+        self.chosen: dict[int, tuple[str, keras.layers.Layer | None]] = {}
 
     def inside(self, model, given, path):
         """Its outputs, looked at on the way."""
@@ -293,7 +320,8 @@ class _Look(_Walk):
             found = self._candidates(step, at[0], large)
             best = max((fit for _, _, fit in found), default=-1.0)
             if best > own + _GAIN or what == "vanishing gradient":
-                rule, self.chosen[step.place], fit = next(c for c in found if c[2] >= best - _GAIN)
+                rule, near, fit = next(c for c in found if c[2] >= best - _GAIN)
+                self.chosen[step.place] = rule, near
         kind = " -> ".join(type(part).__name__ for part in step.ops)
         self.findings.append(Finding(step.name, kind, what, correlation, rule, fit))
 
@@ -310,10 +338,12 @@ class _Look(_Walk):
 
         found = [("the identity", None, fit(lambda x: x))] if source == target else []
         for reach in stand_ins.reaches(source, target):
-            net, r2 = stand_ins.learn(call, h, target, size, reach, self.rng)
-            found.append((f"a learned net of each {reach}, R^2 {r2:.2f}", net, fit(net)))
-        for reach, near in stand_ins.averages(call, source, target, size, self.rng).items():
-            found.append((f"its local average over each {reach}", near, fit(near)))
+            if not any(f >= _GOOD for _, _, f in found):
+                net, r2 = stand_ins.learn(call, h, target, size, reach, self.rng)
+                found.append((f"a learned net of each {reach}, R^2 {r2:.2f}", net, fit(net)))
+        if not any(f >= _GOOD for _, _, f in found):
+            for reach, near in stand_ins.averages(call, source, target, size, self.rng).items():
+                found.append((f"its local average over each {reach}", near, fit(near)))
         return found
 
 

@@ -1,8 +1,8 @@
 """The pieces of the museum: published defenses that were broken, as small nets of the digits.
 
 Each is written as its authors or their readers would write it, without a thought for who attacks it. A piece is trained
-in seconds on images of shape (8, 8, 1) in [0, 1]. Its function gives two models: the defense, and what the attack that its
-claim rests on is made on, such as the net without the detector.
+in seconds on images of shape (8, 8, 1) in [0, 1]. Its function gives two models: the defense, and what the attack that
+its claim rests on is made on, such as the net without the detector; None is an attack by outputs alone.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ def shuffled(x, y):
 
 def noisy(x, y):
     """Noise on the pixels, in training too."""
-    return alone(fit(network([Noise()]), x, y))
+    return fit(network([Noise()]), x, y), None
 
 
 def augmented(x, y):
@@ -331,7 +331,7 @@ def squeezing(x, y):
     """Feature squeezing as a detector: an answer that squeezing changes is flagged, 5 % of clean images among them."""
     net = undefended(x, y)
     images = keras.Input((8, 8, 1))
-    answers = [net(images), net(Depth(2)(images)), net(Median()(images))]
+    answers = [net(images), net(Depth(1)(images)), net(Median()(images))]
     away = Away()(answers)
     threshold = np.quantile(keras.Model(images, away).predict(x, verbose=0), 0.95)
     return keras.Model(images, layers.Activation("linear")(Alarm(float(threshold))(answers[0], away))), net

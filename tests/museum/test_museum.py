@@ -13,13 +13,14 @@ from keras import ops
 
 import kerasdef
 from kerasdef import models
-from kerasdef.attacks import PGD
+from kerasdef.attacks import PGD, Square
 from kerasdef.defenses import Plain, RejectClass
 
 from . import nets
 
 COUNT = 100
-SETTINGS = {"steps": 40, "queries": 500, "draws": 8}
+SETTINGS = {"steps": 30, "queries": 300, "draws": 4}
+FEW = ("apgd-ce", "square")  # for pieces in the default suite: each part costs a second to compile
 PARTS = ("apgd-ce", "apgd-margin", "refined", "square")
 WITHIN = 0.05  # of the net without a defense, under the same attack
 # what is said of each: the accuracy that its own evaluation leaves at least, and what is seen in its layers
@@ -28,11 +29,11 @@ PIECES = {
     "thermometer": (0.9, {"thermometer": "zero gradient"}),
     "scaled": (0.4, {}),
     "shuffled": (0.4, {}),
-    "kwta": (0.0, {"k_winners": "uncorrelated gradient", "k_winners_1": "uncorrelated gradient"}),
+    "kwta": (0.2, {"k_winners": "uncorrelated gradient", "k_winners_1": "uncorrelated gradient"}),
     "distillation": (0.4, {}),
     "jpeg": (0.9, {"jpeg": "zero gradient"}),
     "sine": (0.9, {"sine": "uncorrelated gradient"}),
-    "squeezing": (0.4, {"depth": "zero gradient"}),
+    "squeezing": (0.3, {"depth": "zero gradient"}),
     "trapdoor": (0.4, {}),
     "noisy": (0.3, {}),
 }
@@ -73,17 +74,23 @@ class Museum:
     def claim(self, name, eps):
         """What an attack leaves that does not know the defense, or follows gradients that say nothing."""
         model, known = self.piece(name)
-        return left(decided(model), PGD(eps=eps, steps=40)(known, self.x, self.y, progress=False), self.y)
+        if known is None:
+            attack = Square(eps=eps, queries=SETTINGS["queries"])
+        else:  # sure of the wrong label, as those that detectors were tried on
+            attack = PGD(eps=eps, steps=40, early_stop=False)
+        known = model if known is None else known
+        return left(decided(model), attack(known, self.x, self.y, progress=False), self.y)
 
-    def adaptive(self, name, eps):
+    def adaptive(self, name, eps, parts):
         """What the attack leaves that is made from the defense, and that attack."""
-        if (name, eps) not in self.known:
+        if (name, eps, parts) not in self.known:
             defense = decided(self.piece(name)[0])
-            extra = () if defense.reject is None else ("orthogonal", "base")
-            attack = kerasdef.adaptive(defense, eps=eps, parts=(*PARTS, *extra), images=self.train[0][:256], **SETTINGS)
+            extra = () if defense.reject is None else ("orthogonal",)
+            images = self.train[0][:256]
+            attack = kerasdef.adaptive(defense, eps=eps, parts=(*parts, *extra), images=images, **SETTINGS)
             found = attack.run(defense, self.x, self.y, progress=False)
-            self.known[name, eps] = left(defense, found.x_adv, self.y), attack
-        return self.known[name, eps]
+            self.known[name, eps, parts] = left(defense, found.x_adv, self.y), attack
+        return self.known[name, eps, parts]
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +105,11 @@ def quiet():
         yield
 
 
-def check(museum, name, eps, compared="undefended"):
+def check(museum, name, eps, parts=PARTS, compared="undefended"):
     """The claim of a piece, its fall, and what its manifest says."""
     least, seen = PIECES[name]
-    claim, (after, attack) = museum.claim(name, eps), museum.adaptive(name, eps)
-    bare = museum.adaptive(compared, eps)[0]
+    claim, (after, attack) = museum.claim(name, eps), museum.adaptive(name, eps, parts)
+    bare = museum.adaptive(compared, eps, parts)[0]
     print(f"{name}, eps {eps}: claim {claim:.2f}, adaptive {after:.2f}, {compared} {bare:.2f}")
     assert claim >= least
     assert after <= bare + WITHIN + 1e-9
@@ -112,7 +119,7 @@ def check(museum, name, eps, compared="undefended"):
 
 
 def test_the_net_without_a_defense_is_a_measure(museum):
-    after, attack = museum.adaptive("undefended", 0.15)
+    after, attack = museum.adaptive("undefended", 0.15, FEW)
     assert 0.05 <= after <= 0.3
     assert left(decided(museum.piece("undefended")[0]), museum.x, museum.y) > 0.9
     assert attack.findings == ()
@@ -120,7 +127,7 @@ def test_the_net_without_a_defense_is_a_measure(museum):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_piece_falls(museum, name):
-    check(museum, name, 0.15)
+    check(museum, name, 0.15, FEW)
 
 
 @pytest.mark.slow
