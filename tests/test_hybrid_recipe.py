@@ -11,10 +11,12 @@ import kerasdef
 import kerasdef.recipes.hybrid.report as judging
 import kerasdef.recipes.hybrid.training as recipe
 from kerasdef import defenses, models
-from kerasdef.evaluation import Outcome, mcnemar
+from kerasdef.defenses.detectors import LogitDeviation
+from kerasdef.evaluation import Outcome, mcnemar, tpr_at_fpr
 from kerasdef.recipes import accounting
 from kerasdef.recipes.accounting import Shown
-from kerasdef.recipes.hybrid.settings import HybridSettings
+from kerasdef.recipes.hybrid import detecting
+from kerasdef.recipes.hybrid.settings import DETECTORS, HybridSettings
 from kerasdef.recipes.robust.training import Run
 from kerasdef.reporting import Report, Section
 from kerasdef.runs.seeds import derive
@@ -62,6 +64,7 @@ def settings(**changes):
         "adaptive_limit": 12,
         "adaptive_steps": 4,
         "autoattack": False,
+        "compare": False,
         "progress": False,
     }
     return common | changes
@@ -279,6 +282,23 @@ def test_only_images_that_were_right_before_count_as_fooled():
     before = Outcome("m", "paper", "clean", y, np.array([0, 0, 2]), index=index)
     after = Outcome("m", "paper", "a", y[1:], np.array([0, 1]), index=index[1:])
     np.testing.assert_array_equal(accounting.succeeded(before, after), [False, True])
+
+
+def test_other_detectors_stand_beside_on_the_same_images(run, parts):
+    result, d = run[0], parts.data
+    x, y = d.x_test, d.y_test
+    x_adv = np.clip(x + EPS * np.sign(0.5 - x), 0, 1).astype("float32")
+    names = ("logit_deviation", "disagreement")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detecting, "DETECTORS", {n: DETECTORS[n] for n in names})
+        among = d, parts.calibrating, result.undefended, result.members
+        rows = detecting.compared(*among, x, {"a": x_adv, "none": x_adv[:0]}, names)
+    assert [(r["detector"], r["watching"]) for r in rows] == [
+        (name, w) for name in (*names, "logit_deviation + disagreement") for w in ("no", "yes")
+    ]
+    alone = LogitDeviation(rate=0.05).fit(result.members, d.x_train, d.y_train, valid=parts.calibrating)
+    found = tpr_at_fpr(alone.scores(x), alone.scores(x_adv), 0.05)
+    assert (rows[0]["a"], rows[0]["none"]) == (f"{100 * found:.1f}", "-")
 
 
 # -- it goes on, and is the same ----------------------------------------------------------------------------------

@@ -32,7 +32,13 @@ DETECTORS = {  # by their names on the command line: the class and its settings
 }
 NONE = "none"  # stands for no detector
 ATTACKS = ("fgsm", "pgd", "cw", "autoattack")  # section 4.1
-JUDGING = ("n_test", "adaptive_limit", "adaptive_steps", "autoattack")  # settings that nothing trained depends on
+JUDGING = (
+    "n_test",
+    "adaptive_limit",
+    "adaptive_steps",
+    "autoattack",
+    "compare",
+)  # settings that nothing trained depends on
 
 
 def _members(name: str, value) -> tuple:
@@ -170,6 +176,11 @@ class HybridSettings(RunSettings):
         True,
         check=common.switch,
         help="Whether the standard AutoAttack is one of the attacks that are made on the undefended network.",
+    )
+    compare: bool = setting(
+        True,
+        check=common.switch,
+        help="Whether the report says what every other detector would find of the same attacks.",
     )
 
     def check_together(self):

@@ -21,9 +21,10 @@ from kerasdef.defenses.purifiers import DenoisingAutoencoder
 from kerasdef.identity import digest, identity
 from kerasdef.models import networks
 from kerasdef.recipes.base import check_network, stratified
+from kerasdef.recipes.hybrid.detecting import made
 from kerasdef.recipes.hybrid.report import Judge
 from kerasdef.recipes.hybrid.result import Hybrid
-from kerasdef.recipes.hybrid.settings import DETECTORS, JUDGING, HybridSettings
+from kerasdef.recipes.hybrid.settings import JUDGING, HybridSettings
 from kerasdef.recipes.robust.methods import method_of
 from kerasdef.recipes.robust.training import Run, divided
 from kerasdef.runs import keeping
@@ -156,10 +157,7 @@ class _Run:
     def detector(self, undefended: keras.Model) -> detectors.Detector:
         """The detector, not fitted."""
         s = self.s
-        options = {"rate": s.rate, "bounds": self.data.bounds}
-        made = [getattr(detectors, DETECTORS[name][0])(**options, **DETECTORS[name][1]) for name in s.detectors]
-        found = made[0] if len(made) == 1 else detectors.AnyOf(made, **options)
-        return detectors.Watching(undefended, found, **options) if s.watch else found
+        return made(s.detectors, undefended if s.watch else None, rate=s.rate, bounds=self.data.bounds)
 
     def fitted_detector(self, pieces: Store, undefended, members, x_adv) -> detectors.Detector:
         """The detector with its threshold."""
@@ -234,7 +232,7 @@ class _Run:
             bounds=d.bounds,
         )
         ensemble = HybridDefense(members, weights=weights, bounds=d.bounds, name="ensemble")
-        judge = Judge(d, s, undefended, members, ensemble, model)
+        judge = Judge(d, s, self.calibrating, undefended, members, ensemble, model)
         history = {role: meta["history"] for role, (_, meta) in trained.items()}
         costs = {role: meta["cost"] for role, (_, meta) in trained.items()}
         costs["all networks"] = total(list(costs.values()))
