@@ -286,7 +286,7 @@ def test_only_images_that_were_right_before_count_as_fooled():
 
 def test_other_detectors_stand_beside_on_the_same_images(run, parts):
     result, d = run[0], parts.data
-    x, y = d.x_test, d.y_test
+    x = d.x_test
     x_adv = np.clip(x + EPS * np.sign(0.5 - x), 0, 1).astype("float32")
     names = ("logit_deviation", "disagreement")
     with pytest.MonkeyPatch.context() as patch:
