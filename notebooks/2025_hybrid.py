@@ -94,8 +94,8 @@ OURS = "multistage"
 RUNS = {OURS: {}, "pgd": {"steps": 10}, "trades": {}, "ensemble": {}, "parseval": {}, "denoising": {}}
 RUNTIME = {}  # the recipe's own settings
 if DATA == "digits":  # small, for a run of a few minutes
+    SETTINGS = {"epochs": 4, "n_test": 50}
     RUNTIME = {"members": ("cnn11", "eat1"), "epochs": 12, "n_test": 150, "adaptive_limit": 60, "autoattack": False}
-    SETTINGS["n_test"] = 100
     RUNS["ensemble"] = {"sources": ("target_dnn",)}
 BASELINES = tuple(name for name in RUNS if name != OURS)
 

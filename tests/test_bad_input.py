@@ -7,9 +7,8 @@ parameter, before work starts. A new export without an entry in the table fails.
 
 import dataclasses
 import inspect
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 import traceback
 import typing
@@ -40,7 +39,7 @@ from kerasdef.training import Mixture, Stage
 
 PACKAGES = (
     "kerasdef",
-    *(f"kerasdef.{name}" for name in (*kerasdef._PACKAGES, "threat")),
+    *(f"kerasdef.{name}" for name in (*kerasdef._PACKAGES, "threat", "defenses.detectors")),
 )
 SLOWEST = 5.0  # seconds that a refusal may take
 HOME = str(Path(kerasdef.__file__).parent)
@@ -145,6 +144,7 @@ TABLE = {
     "kerasdef.models.stack_logits": {"models": [MODEL, OTHER]},
     "kerasdef.models.named_views": {"models": [MODEL, OTHER]},
     "kerasdef.models.pad": {"array": X, "size": 8},
+    "kerasdef.models.repair": {"model": MODEL, "x": X},
     **{
         f"kerasdef.models.{name}": {"model": MODEL}
         for name in ("as_logits", "gives_logits", "has_batch_norm", "logits_of", "float_input", "input_bounds")
@@ -193,6 +193,8 @@ OPEN = {
     "kerasdef.norms.flatten": HANDLES,
     "kerasdef.training.adversarial_labels": HANDLES,
     "kerasdef.training.most_confusing": HANDLES,
+    "kerasdef.models.Finding": RECORD,
+    "kerasdef.models.Repaired": RECORD,
     "kerasdef.models.padded_batches": "an iterator of the library's loops",
     "kerasdef.models.Untracked": "holds models for Keras",
     "kerasdef.models.check_symbolic": "the check that others make of their models",
@@ -221,7 +223,9 @@ OPEN = {
     "kerasdef.testing.linear_model": "makes models for tests",
     "kerasdef.testing.check_attack": "runs an attack for seconds",
     "kerasdef.testing.check_defense": "runs a defense for seconds",
+    "kerasdef.testing.check_detector": "runs a detector for seconds",
     "kerasdef.testing.check_norm": "in tests of norms",
+    "kerasdef.testing.check_purifier": "runs a purifier for seconds",
     "kerasdef.defenses.Vote": "a layer of `Voting`, which checks",
     "kerasdef.attacks.from_art": "needs another library; in test_adapters",
     "kerasdef.attacks.from_cleverhans": "needs another library; in test_adapters",
@@ -446,27 +450,22 @@ def test_a_batch_larger_than_the_data_needs_no_more_room():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_forked_process_is_told_where_it_would_wait_forever():
-    source = """
-import multiprocessing
-import keras, numpy as np
-from kerasdef.attacks import FGSM
-model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-x, y = np.full((4, 4), 0.5, "float32"), np.zeros(4, int)
-FGSM(eps=0.1)(model, x, y)
-def child(end):
-    try:
-        FGSM(eps=0.1)(model, x, y)
-        end.send("done")
-    except RuntimeError as error:
-        end.send(str(error))
-here, there = multiprocessing.Pipe()
-process = multiprocessing.get_context("fork").Process(target=child, args=(there,))
-process.start()
-print(here.recv() if here.poll(30) else "hangs")
-process.kill()
-"""
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
-    assert "was forked" in done.stdout, done.stderr[-500:]
+    FGSM(eps=0.1)(MODEL, X, Y)  # the backend has started in this process
+
+    def child(end):
+        try:
+            FGSM(eps=0.1)(MODEL, X, Y)
+            end.send("done")
+        except RuntimeError as error:
+            end.send(str(error))
+
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=child, args=(there,))
+    process.start()
+    said = here.recv() if here.poll(30) else "hangs"
+    process.kill()
+    process.join()
+    assert "was forked" in said
 
 
 def test_a_truncated_file_is_named_as_damaged(tmp_path):

@@ -279,8 +279,13 @@ def test_kernel_density_is_that_of_scikit_learn(bandwidth):
         density = SklearnDensity(bandwidth=width).fit(found[y == k])
         wanted[given == k] = -density.score_samples(found[given == k])
     np.testing.assert_allclose(detector.scores(x), wanted, atol=2e-3)
-    if bandwidth is None:  # of those that were tried, one that is likely: neither half nor double is better
-        means = [SklearnDensity(bandwidth=width * f).fit(found[::2]).score(found[1::2]) for f in (0.25, 1, 4)]
+    if bandwidth is None:  # the likeliest of those that were tried: a quarter and four times it are worse
+        means = [
+            sum(
+                SklearnDensity(bandwidth=width * f).fit(found[y == k][::2]).score(found[y == k][1::2]) for k in range(3)
+            )
+            for f in (0.25, 1, 4)
+        ]
         assert max(means) == means[1]
 
 
@@ -319,8 +324,6 @@ def test_conv_filter_statistics_are_those_of_numpy_and_tell_noise_from_images():
         found = ops.convert_to_numpy(view(x)).astype("float64")
         places = found.reshape(len(x), -1, found.shape[-1])
         parts = (places - np.asarray(mean)) @ np.asarray(basis)
-        learned = parts[:200].reshape(-1, parts.shape[-1])[: 160 * parts.shape[1]]
-        np.testing.assert_allclose(np.abs(parts).mean(), np.abs(learned).mean(), rtol=0.2)
         statistics = [np.abs(parts).mean(axis=1), *np.quantile(parts, (0, 0.25, 0.5, 0.75, 1), axis=1)]
         values.append(np.concatenate(statistics, axis=-1) @ np.asarray(plane))
     wanted = np.max(np.stack(values, axis=1) - np.asarray(detector.offsets), axis=1)
@@ -436,8 +439,6 @@ def test_constant_features_are_refused_and_leave_the_detector_as_it_was():
     with pytest.raises(ValueError, match="must vary over `x`"):
         fitted.fit(fitted._members.models[0], np.full_like(x, 0.5), y)
     assert all(np.array_equal(a, b) for a, b in zip(before, map(np.array, fitted.variables), strict=True))
-    with pytest.raises(ValueError, match="scores that vary"):
-        FeatureSqueezing([Same()]).fit(net(), x, y)
     with pytest.raises(ValueError, match="scores that vary"):
         fitted.calibrate(np.full_like(x, 0.5))
     assert all(np.array_equal(a, b) for a, b in zip(before, map(np.array, fitted.variables), strict=True))

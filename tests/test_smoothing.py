@@ -11,7 +11,8 @@ from scipy import stats
 
 import kerasdef
 from kerasdef.checks import NOBODY
-from kerasdef.defenses import RejectClass, Smoothed, Voting
+from kerasdef.defenses import HybridDefense, RejectClass, Smoothed, Voting
+from kerasdef.defenses.detectors import LogitDeviation
 from kerasdef.defenses.smoothing import image_seeds, largest_radius, lower_bound, p_values, radii
 from kerasdef.evaluation import certified_accuracy, wilson
 from kerasdef.recipes import certify as recipe
@@ -176,6 +177,21 @@ def test_of_a_vote_the_decision_is_smoothed():
     found = Smoothed(Voting(members), SIGMA).certify(at([0.3, -0.3]), n=500, progress=False)
     alone = Smoothed(linear(), SIGMA).certify(at([0.3, -0.3]), n=500, progress=False)
     np.testing.assert_array_equal(found.counts[:, :2], alone.counts)
+
+
+def test_of_a_runtime_defense_the_decision_is_smoothed_flags_and_all(digits, digits_model):
+    x, y, x_test, _ = digits
+    detector = LogitDeviation(rate=0.2).fit([digits_model], x[:400], y[:400], valid=x[400:800])
+    defense = HybridDefense([digits_model], detector=detector)
+    sigma, n = 0.1, 200
+    found = Smoothed(defense, sigma).certify(x_test[:4], n=n, n0=10, progress=False).counts
+    noise = np.random.default_rng(0).normal(size=(4, n, 8, 8, 1)).astype("float32")
+    noisy = (x_test[:4, None] + sigma * noise).reshape(-1, 8, 8, 1)
+    label = ops.convert_to_numpy(defense.answer(defense.surface()[0](ops.convert_to_tensor(noisy)))["label"])
+    wanted = np.stack([np.bincount(row, minlength=11) for row in label.reshape(4, n)])
+    assert found.shape == (4, 11)
+    assert wanted[:, 10].sum() > 0  # some are flagged
+    assert np.abs(found - wanted).max() < 5 * np.sqrt(2 * n / 4)  # two samples of n draws each
 
 
 def test_noise_is_not_clipped():

@@ -39,8 +39,6 @@ from kerasdef.attacks.worst_of import WorstOf as WorstOf
 from kerasdef.attacks.wrappers.base import Cycled as Cycled
 from kerasdef.attacks.wrappers.base import Targeted as Targeted
 from kerasdef.attacks.wrappers.base import Wrapper as Wrapper
-from kerasdef.attacks.wrappers.bpda import BPDA as BPDA
-from kerasdef.attacks.wrappers.bpda import bpda as bpda
 from kerasdef.attacks.wrappers.eot import EOT as EOT
 from kerasdef.attacks.wrappers.quantized import Quantized as Quantized
 from kerasdef.attacks.wrappers.transfer import Transfer as Transfer
@@ -49,3 +47,5 @@ from kerasdef.goals import Goal as Goal
 from kerasdef.goals import Hit as Hit
 from kerasdef.goals import Misclassify as Misclassify
 from kerasdef.models import BlackBox as BlackBox
+from kerasdef.models.bpda import BPDA as BPDA
+from kerasdef.models.bpda import bpda as bpda

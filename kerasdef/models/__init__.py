@@ -6,6 +6,9 @@ from kerasdef.models.black_box import BlackBox as BlackBox
 from kerasdef.models.bounds import float_input as float_input
 from kerasdef.models.bounds import input_bounds as input_bounds
 from kerasdef.models.fixed import fixed_draw as fixed_draw
+from kerasdef.models.repair import Finding as Finding
+from kerasdef.models.repair import Repaired as Repaired
+from kerasdef.models.repair import repair as repair
 from kerasdef.models.victim import Victim as Victim
 from kerasdef.models.victim import WhiteBox as WhiteBox
 from kerasdef.models.victim import predict_logits as predict_logits

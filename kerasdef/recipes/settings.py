@@ -261,8 +261,8 @@ class CertifySettings(RunSettings):
     sigma: float = setting(
         0.25,
         check=positive,
-        help="The standard deviation of the noise in units of the data, the best of those that the model was trained "
-        "with.",
+        help="The standard deviation of the noise in units of the data; a model that was trained with the same noise "
+        "certifies most.",
         source="Cohen et al., 2019, who take 0.12 to 1.0",
     )
     n: int | None = setting(

@@ -10,18 +10,22 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 
-from kerasdef import checks, norms
+from kerasdef import checks, models, norms
 from kerasdef.annotations import check_fields, checked
 from kerasdef.attacks import signs
 from kerasdef.attacks.base import Attack
 from kerasdef.attacks.sequence import PartByPart, SequenceResult
-from kerasdef.defenses.adaptive.stages import FAMILIES, Part, of_defense, planned
+from kerasdef.defenses.adaptive.stages import FAMILIES, NOT_LOOKED, Part, of_defense, of_finding, planned
 from kerasdef.defenses.base import Defense, Outputs, as_defense
 from kerasdef.defenses.manifest import Manifest, Row
 from kerasdef.goals import Goal
+from kerasdef.identity import digest
 from kerasdef.models import Victim
+from kerasdef.models.bounds import onto
 from kerasdef.norms import Linf, Norm
 from kerasdef.threat import ThreatModel
+
+_LOOKED_AT = 256  # images, as many as signs are looked for on
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,6 +42,8 @@ class Adaptive(PartByPart):
         base: The classifier without its defense, where the defense does not tell it.
         parts: Names of the groups of parts that are run; None runs all.
         bounds: Valid range of an input value.
+        images: Clean images within `bounds` on which the gradients of the defense are looked at and, where they are
+            useless, replaced. None: the first images that are attacked.
     """
 
     defense: Defense | Outputs
@@ -49,6 +55,7 @@ class Adaptive(PartByPart):
     base: keras.Model | None = None
     parts: tuple[str, ...] | None = None
     bounds: tuple[float, float] = (0.0, 1.0)
+    images: np.ndarray | None = None
 
     def __post_init__(self):
         check_fields(self)
@@ -83,7 +90,38 @@ class Adaptive(PartByPart):
     def manifest(self) -> Manifest:
         """The stages of the defense and those of the attack, with what is not attacked."""
         parts, left = self._stages
-        return Manifest((*of_defense(self.defense), *(part.row for part in parts.values()), *left))
+        found = tuple(map(of_finding, self.findings)) if self.looks else (NOT_LOOKED,)
+        return Manifest((*of_defense(self.defense), *found, *(part.row for part in parts.values()), *left))
+
+    @property
+    def looks(self) -> bool:
+        """Whether the gradients of the defense are known to be useful or have been replaced."""
+        return self.images is not None or self.access == "black box"
+
+    @property
+    def findings(self) -> tuple[models.Finding, ...]:
+        """The operations of the defense whose gradients are useless, as far as images to look at are there."""
+        return self.repaired.findings
+
+    @functools.cached_property
+    def repaired(self) -> models.Repaired:
+        """The surface of the defense with useful gradients, and what was found on it."""
+        surface = self.defense.surface()[0]
+        if self.images is None or not isinstance(surface, keras.Model):
+            return models.Repaired(surface, ())
+        images = onto(self.images, self.defense.bounds, self.bounds)
+        return models.repair(surface, images)
+
+    def on(self, images: np.ndarray) -> Adaptive:
+        """This attack with images on which gradients are looked at, where it has none."""
+        if self.images is not None:
+            return self
+        images = images[:_LOOKED_AT]
+        known = self.__dict__.setdefault("_known", {})
+        key = digest(images)
+        if key not in known:
+            known[key] = dataclasses.replace(self, images=images)
+        return known[key]
 
     def with_goal(self, goal: Goal) -> Adaptive:
         """This attack: its goal is that of its defense, and there is no other.
@@ -139,13 +177,15 @@ class Adaptive(PartByPart):
         return Victim.of(model).facing(self.bounds)
 
     def _parts(self, victim, x, y, seed) -> dict[str, Attack]:
-        return {name: part.on(x, y) for name, part in self._stages[0].items()}
+        return {name: part.on(x, y) for name, part in self.on(x)._stages[0].items()}
 
     def _doubts(self, victim, x, y) -> dict[str, str]:
         surface, goal = self.defense.surface()
         if not isinstance(surface, keras.Model):
             return {}
-        return signs.blind_spots(Victim.of(surface).facing(self.bounds), x, y, goal)
+        shown = self.on(x).repaired
+        found = {f"gradient_{i}": str(finding) for i, finding in enumerate(shown.findings, 1)}
+        return found | signs.blind_spots(Victim.of(shown.model).facing(self.bounds), x, y, goal)
 
 
 @checked
@@ -160,6 +200,7 @@ def adaptive(
     base: keras.Model | None = None,
     parts: tuple[str, ...] | None = None,
     bounds: tuple[float, float] | None = None,
+    images: np.ndarray | None = None,
 ) -> Adaptive:
     """Make the attack that follows from a defense: what an attacker does who knows all of it.
 
@@ -185,10 +226,13 @@ def adaptive(
         queries: Questions for each sample of Square, as AutoAttack counts them: of a random model a fifth of so many
             points are asked, `draws` times each.
         base: The undefended classifier. None: that of the members' mean probabilities for the real classes.
-        parts: Groups of parts that are run: noise, apgd-ce, apgd-margin, apgd-t, orthogonal, selective, hinge, fab,
-            cw, square, members, base, substitute. None runs all; a shorter list makes a weaker attack, and the
+        parts: Groups of parts that are run: noise, apgd-ce, apgd-margin, refined, apgd-t, orthogonal, selective, hinge,
+            fab, cw, square, members, base, substitute. None runs all; a shorter list makes a weaker attack, and the
             manifest says so.
         bounds: `(low, high)`: range of the images. None is that of the defense.
+        images: Clean images on which the gradients of the defense are looked at. Where they are useless, others stand
+            in for them (`kerasdef.models.repair`), and the manifest says so. None: the first images that are attacked;
+            then the manifest of `attack.on(x)` has the findings.
 
     Raises:
         ValueError: It is none of these, or a setting is out of range.
@@ -204,4 +248,4 @@ def adaptive(
     """
     defense = as_defense(defense)
     bounds = defense.bounds if bounds is None else checks.bounds(bounds)
-    return Adaptive(defense, eps, norm, steps, draws, queries, base, parts, bounds)
+    return Adaptive(defense, eps, norm, steps, draws, queries, base, parts, bounds, images)

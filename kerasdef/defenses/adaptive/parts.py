@@ -88,6 +88,27 @@ class Shown(Elsewhere):
         return found, spent
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Refined(Shown):
+    """An attack on a model with other gradients, and then one on the model itself, around what the first found.
+
+    The gradient that stands in for a wiggling one tells which way to go, and the wiggling one itself what is best near
+    there. The radii of the two add up to that of the ball.
+
+    Args:
+        fine: The second attack, with a radius of its own.
+        own: The model that it is made on.
+    """
+
+    fine: Attack | None = None
+    own: keras.Model | None = None
+
+    def _run(self, model, x, y, batch_size, seed, show):
+        found, spent = super()._run(model, x, y, batch_size, seed, show)
+        found, more = self.fine._run(self.fine._view(self.own), found, y, batch_size, seed, show)
+        return found, spent + more
+
+
 @dataclass(frozen=True, repr=False)
 class Noise(QueryAttack):
     """Random points of the ball, until one reaches the goal: the control that every attack must beat.

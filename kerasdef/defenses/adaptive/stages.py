@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 
 from kerasdef import backend, models
 from kerasdef.attacks import (
@@ -25,6 +26,7 @@ from kerasdef.attacks import (
 from kerasdef.defenses.adaptive.parts import (
     Elsewhere,
     Noise,
+    Refined,
     Shown,
     mean_of_draws,
     member_view,
@@ -43,6 +45,7 @@ FAMILIES = (
     "noise",
     "apgd-ce",
     "apgd-margin",
+    "refined",
     "apgd-t",
     "orthogonal",
     "selective",
@@ -54,6 +57,7 @@ FAMILIES = (
     "base",
     "substitute",
 )
+_NEAR_FAR = (0.1, 0.9)  # of the radius: what is refined, and what is gone before
 _PLAIN_NORMS = (Linf, L2, L1)  # what FAB and Square know
 _FIFTH = 5  # AutoAttack asks 5,000 questions, or, of a random model, a fifth of so many, each several times
 
@@ -101,6 +105,16 @@ def of_defense(defense) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+NOT_LOOKED = Row("gradients", "defense", not_attacked="whether they are useful: no images are there to look")
+
+
+def of_finding(finding: models.Finding) -> Row:
+    """The row of an operation without a useful gradient."""
+    left = "its own gradient: nothing was better" if finding.rule == "none" else ""
+    seen = f"{finding.layer} ({finding.kind}): {finding.seen}"
+    return Row(seen, "defense", f"{finding.rule}, correlation {finding.fit:.2f}", not_attacked=left)
+
+
 def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
     """The layers of a model and of those inside of these, each once."""
     seen = set()
@@ -126,7 +140,8 @@ class _Maker:
     def __init__(self, a):
         self.a = a
         self.defense = a.defense
-        self.model, self.goal = a.defense.surface()
+        self.asked, self.goal = a.defense.surface()
+        self.model = a.repaired.model  # gives the same answers, and has useful gradients
         self.white = isinstance(self.model, keras.Model)
         self.random = self.white and Victim.of(self.model).random
         self.plain = type(a.norm) in _PLAIN_NORMS
@@ -154,16 +169,22 @@ class _Maker:
         a, goal, found = self.a, self.goal, {}
         apgd = APGD(steps=a.steps, **self.ball)
         sources = {"": (self.model, goal)}
+        if self.model is not self.asked:
+            sources["-as-it-is"] = self.asked, goal
         if self.random:
             sources["-draws"] = mean_of_draws(self.model, goal, a.draws, self.defense.bounds), goal
         for mark, (model, wanted) in sources.items():
-            of = " of the mean probabilities over draws" if mark else ""
+            of = {"-draws": " of the mean probabilities over draws", "-as-it-is": " by its own gradients"}.get(mark, "")
             for name, loss in (("apgd-ce", "cross_entropy"), ("apgd-margin", "margin")):
                 attack = dataclasses.replace(apgd, loss=loss)
-                found[name + mark] = self._shown(name, name + mark, attack, model, wanted, loss + of, averages=not mark)
+                found[name + mark] = self._shown(
+                    name, name + mark, attack, model, wanted, loss + of, averages=mark != "-draws"
+                )
         for variant, wanted in goal.variants.items():
             name, attack = f"apgd-margin-{variant}", dataclasses.replace(apgd, loss="margin")
             found[name] = self._shown("apgd-margin", name, attack, self.model, wanted, f"margin, {variant} alone")
+        if self.model is not self.asked:
+            found["apgd-refined"] = self.refined(dataclasses.replace(apgd, loss="margin", goal=goal))
         targeted = dataclasses.replace(apgd, loss="targeted_dlr")
         found["apgd-t"] = self._shown("apgd-t", "apgd-t", targeted, self.model, goal, "DLR to one class after another")
         if self.defense.reject is not None:
@@ -183,6 +204,17 @@ class _Maker:
                 cw = CarliniWagner(steps=a.steps, bounds=a.bounds)
                 found["cw"] = self._shown("cw", "cw", cw, self.model, goal, "margin, smallest change")
         return found
+
+    def refined(self, apgd: APGD) -> Part:
+        """Most of the way by the gradients that stand in, and the rest by the defense's own."""
+        near, far = (tuple(s * np.asarray(self.a.eps)) if np.ndim(self.a.eps) else s * self.a.eps for s in _NEAR_FAR)
+        draws = self.a.draws if self.random else 1
+        coarse = dataclasses.replace(apgd, eps=far, samples=draws, early_stop=False)
+        fine = dataclasses.replace(apgd, eps=near, samples=draws)
+        models_ = {"source": self.model, "own": self.asked}
+        attack = Refined(coarse, self.goal, norm=self.a.norm, eps=self.a.eps, fine=fine, **models_)
+        loss = "margin; then, in a tenth of the radius, by its own gradients"
+        return Part("refined", attack, Row("apgd-refined", "defense", _rule(self.model), draws, loss))
 
     def square(self) -> dict[str, Part]:
         """Outputs alone."""

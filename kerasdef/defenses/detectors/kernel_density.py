@@ -70,7 +70,7 @@ class KernelDensity(Detector):
     def _fit(self, x, y, logits, x_adv, seed):
         (found,) = features.computed(self._view.models[0], x)
         found = found.mean(axis=tuple(range(1, found.ndim - 1)), dtype="float64")
-        if not (found.std(axis=0) > 0).any():
+        if not features.varies(found).any():
             raise ValueError(
                 f"The features of layer {self.layer!r} must vary over `x`. Received: the same for all images"
             )

@@ -18,7 +18,7 @@ from kerasdef.defenses.base import Defense
 from kerasdef.evaluation.judging import reach
 from kerasdef.evaluation.sanity.heads import Problem, problem
 from kerasdef.evaluation.sanity.points import inside, on_surface, sizes
-from kerasdef.evaluation.sanity.varied import parts_of
+from kerasdef.evaluation.sanity.varied import aimed, parts_of
 from kerasdef.models import Victim
 from kerasdef.models.bounds import onto
 from kerasdef.norms import Norm
@@ -141,14 +141,15 @@ def binarization(
     members. These are replaced, for each image, by a logistic regression that tells points well inside the ball around
     the image (class 0) from points at its radius (class 1). All points are drawn again until the defense does not flag
     them. So a point of class 1 that is not flagged lies in the ball, and the attack, as it is, has to find one. What
-    an attack that misses them finds on the defense itself says little.
+    an attack that misses them finds on the defense itself says little. A `HybridDefense` with `sure` asks all members.
 
     The heads of all images are in one model, in which every input meets the head of the image in whose ball it lies.
     Images whose balls touch are attacked one group after the other.
 
     Args:
         defense: A defense made of members: `Plain`, `RejectClass`, `Voting`, `HybridDefense`.
-        attack: The attack, with its norm, radius and bounds; its goal is taken from the defense.
+        attack: The attack, with its norm, radius and bounds; its goal is taken from the defense. One that was made by
+            `adaptive` is made anew from the defense with binary heads, without parts on single members.
         x: Clean images of shape (m, ...), within the bounds of the attack.
         y: Their labels of shape (m,). Images that the defense labels otherwise are not used; None uses all that it does
             not flag.
@@ -191,7 +192,7 @@ def binarization(
     attack, x, radii = attack.rows(chosen, len(x)), x[chosen], radii[chosen]
     scale = (defense.bounds[1] - defense.bounds[0]) / (attack.bounds[1] - attack.bounds[0])
     made = problem(defense, norm, onto(x, defense.bounds, attack.bounds), radii * scale)
-    test = _Test(defense, attack.with_goal(made.goal), made, norm, x, radii, sample_seeds(seed, chosen))
+    test = _Test(defense, aimed(attack, made.defense), made, norm, x, radii, sample_seeds(seed, chosen))
     known = test.solve(inner, boundary, closeness)
     known &= np.cumsum(known) <= n
     found, spent = test.attacked(known, batch_size, seed, progress)

@@ -12,8 +12,7 @@ import numpy as np
 from keras import ops
 
 from kerasdef import models
-from kerasdef.defenses.base import Defense, Members, OfMembers
-from kerasdef.defenses.detectors import Detector
+from kerasdef.defenses.base import Defense, OfMembers
 from kerasdef.defenses.hybrid import HybridDefense
 from kerasdef.defenses.stages import Stages
 from kerasdef.goals import Goal
@@ -98,13 +97,60 @@ class Own(keras.layers.Layer):
         return keras.KerasTensor(shape, dtype="float32")
 
 
+class Binary(Defense):
+    """A defense with two classes, of the model of its surface and the goal against it.
+
+    Args:
+        model: From images to what the goal reads.
+        goal: The goal.
+        rejects: Whether it rejects, with the label 2.
+    """
+
+    def __init__(self, model: keras.Model, goal: Goal, *, rejects: bool):
+        bounds, images = model.bounds, keras.Input(model.input_shape[1:], name="images")
+        labels = Labels(goal, 2 + rejects, name="decision")
+        super().__init__(
+            images, labels(model(images)), classes=2, reject=2 if rejects else None, bounds=bounds, name="binary"
+        )
+        self._attacked = models.Untracked((models.as_logits(model),))
+        self._goal = goal
+
+    def surface(self):
+        """The model and the goal."""
+        return self._attacked.models[0], self._goal
+
+    def answer(self, logits):
+        """The outputs of the defense from those of its surface."""
+        return self.get_layer("decision")(ops.convert_to_tensor(logits))
+
+
+class Labels(keras.layers.Layer):
+    """What a goal says of the outputs of a surface: class 1 where it is reached for the label 0, and so on.
+
+    Args:
+        goal: The goal.
+        outputs: Number of labels, 2 or, with one for "rejected", 3.
+    """
+
+    def __init__(self, goal: Goal, outputs: int, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.goal, self.outputs = goal, outputs
+        self.built = True
+
+    def call(self, logits):
+        """The outputs of a defense."""
+        zeros = ops.cast(ops.zeros_like(ops.reshape(logits, (-1, math.prod(logits.shape[1:])))[:, 0]), "int32")
+        one, zero = self.goal.reached(logits, zeros), self.goal.reached(logits, zeros + 1)
+        label = ops.where(one, 1, ops.where(zero, 0, self.outputs - 1))
+        return {"label": ops.cast(label, "int32"), "probabilities": ops.one_hot(label, self.outputs, dtype="float32")}
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Binary problems on the features of a defense, one for each of several images.
 
     Args:
-        model: From images to what the goal reads; its range is that of the defense.
-        goal: The goal against it: class 1 of the head of the image, and not rejected.
+        defense: The defense with binary heads in the place of its last layers.
         features: From images to the features and logits of every member, one after the other, of shape (n, ...), behind
             what the defense does to the images.
         widths: Number of features and of logits of each member.
@@ -112,12 +158,21 @@ class Problem:
         own: Chooses the heads.
     """
 
-    model: keras.Model
-    goal: Goal
+    defense: Binary
     features: keras.Model
     widths: list[tuple[int, int]]
     heads: list[Pairs]
     own: Own
+
+    @property
+    def model(self) -> keras.Model:
+        """From images to what the goal reads."""
+        return self.defense.surface()[0]
+
+    @property
+    def goal(self) -> Goal:
+        """The goal against it: class 1 of the head of the image, and not rejected."""
+        return self.defense.surface()[1]
 
     def only(self, rows: np.ndarray) -> None:
         """Ask for some of the images alone, whose balls are apart."""
@@ -165,7 +220,8 @@ def problem(defense: Defense, norm: Norm, x: np.ndarray, radii: np.ndarray) -> P
     for made in (model, looked_at):
         made.bounds = defense.bounds
     widths = [(f.shape[-1], view.output_shape[-1]) for view, f in zip(views, features, strict=True)]
-    return Problem(models.as_logits(model), goal, models.as_logits(looked_at), widths, heads, own)
+    binary = Binary(model, goal, rejects=defense.reject is not None)
+    return Problem(binary, models.as_logits(looked_at), widths, heads, own)
 
 
 def _excess(logits, reject: int):
@@ -209,18 +265,18 @@ class Watching(keras.layers.Layer):
     """A detector that goes on watching the members for which it was fitted, whoever stands in their place.
 
     Args:
-        detector: The detector.
-        members: Its members, as the layer `Members`.
+        stages: The stages of the defense, with its detector and members.
     """
 
-    def __init__(self, detector: Detector, members: Members, **kwargs):
+    def __init__(self, stages: Stages, **kwargs):
         super().__init__(dtype="float32", **kwargs)
-        self.detector, self.members = detector, members
+        self.detector, self.members = stages.detector, stages.members
+        self.watched = slice(None) if stages.sure is None else slice(1)
         self.built = True
 
     def excess(self, x, logits):
         """The excess of the detector, whatever the logits are."""
-        return self.detector.excess(x, ops.stack(self.members(x), axis=1))
+        return self.detector.excess(x, ops.stack(self.members.of(x, self.watched), axis=1))
 
 
 class Seen(keras.layers.Layer):
@@ -258,13 +314,14 @@ def _(defense, members, own, images):
     stages = defense.stages
     again = Stages(
         members,
-        None if stages.detector is None else Watching(stages.detector, stages.members, name="watching"),
+        None if stages.detector is None else Watching(stages, name="watching"),
         stages.purifier,
         sigma=stages.sigma,
         draws=stages.draws,
         weights=stages.weighted,
         always=stages.always,
         rejects=stages.rejects,
+        sure=None,  # a new head is not sure of anything: all members are asked
         seed=0,
         name="stages",
     )

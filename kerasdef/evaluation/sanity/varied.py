@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 
 from kerasdef.attacks import Attack
+from kerasdef.defenses.adaptive import Adaptive
+from kerasdef.defenses.base import Defense
 
-_ALSO = {"eps": ("eps", "radii")}  # names that a setting has in other attacks
+_ALSO = {"eps": ("eps", "radii"), "samples": ("samples", "draws")}  # names that a setting has in other attacks
 
 
 def parts_of(attack: Attack) -> Iterator[Attack]:
@@ -47,7 +49,14 @@ def varied(attack: Attack, name: str, change) -> Attack:
 def has(attack: Attack, name: str) -> bool:
     """Whether the attack, or one inside of it, has a value of a setting."""
     return any(
-        field.name == name and getattr(part, name) is not None
+        field.name in _ALSO.get(name, (name,)) and getattr(part, field.name) is not None
         for part in parts_of(attack)
         for field in dataclasses.fields(part)
     )
+
+
+def aimed(attack: Attack, defense: Defense) -> Attack:
+    """The attack with the goal against a defense; one that is made from its defense is made from this one."""
+    if isinstance(attack, Adaptive):
+        return dataclasses.replace(attack, defense=defense, base=None)
+    return attack.with_goal(defense.surface()[1])
