@@ -95,7 +95,7 @@ RUNS = {OURS: {}, "pgd": {"steps": 10}, "trades": {}, "ensemble": {}, "parseval"
 RUNTIME = {}  # the recipe's own settings
 if DATA == "digits":  # small, for a run of a few minutes
     SETTINGS = {"epochs": 4, "n_test": 50}
-    RUNTIME = {"members": ("cnn11", "eat1"), "epochs": 12, "n_test": 150, "adaptive_limit": 60, "autoattack": False}
+    RUNTIME = {"members": ("cnn11", "eat1"), "epochs": 8, "n_test": 100, "adaptive_limit": 40, "autoattack": False}
     RUNS["ensemble"] = {"sources": ("target_dnn",)}
 BASELINES = tuple(name for name in RUNS if name != OURS)
 

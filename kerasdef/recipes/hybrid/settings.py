@@ -19,7 +19,7 @@ from kerasdef.recipes.settings import RunSettings, enough_epochs, usual_batch
 from kerasdef.settings import names, setting
 
 EPOCHS = 5  # section 4.1
-STEPS = 800  # at least this many optimizer steps of a member on small sets
+STEPS = 600  # at least this many optimizer steps of a member on small sets
 AUTOENCODER_STEPS = 400  # at least this many of the autoencoder
 DETECTORS = {  # by their names on the command line: the class and its settings
     "logit_deviation": ("LogitDeviation", {}),  # equation 6
@@ -107,7 +107,7 @@ class HybridSettings(RunSettings):
         None,
         check=checks.positive_int,
         help="The number of passes over the training images for each network. By default the paper's 5, and on fewer "
-        "than 10,000 training images as many as make 800 optimizer steps.",
+        "than 10,000 training images as many as make 600 optimizer steps.",
     )
     radii: tuple[float, ...] = _stage("radii")
     steps: tuple[int, ...] = _stage("steps")
