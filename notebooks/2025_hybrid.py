@@ -42,6 +42,7 @@
 # | paired test | t-test, over what is not said | McNemar's, on the same test images |
 # | attacks on the defense | on what is not said | two columns: made on an undefended network, and on all of it |
 # | detector | equation 6, over logits | two that find more; equation 6 and others stand beside them in section 9 |
+# | noise of randomized smoothing | not given | left out: with it every answer of the defense is random |
 # | what a flag does | the image is repaired and answered | it is rejected; the answer after repair stands beside it |
 # | weights of the ensemble | "reliability" | accuracy on clean and attacked validation images |
 #
