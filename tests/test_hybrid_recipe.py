@@ -291,7 +291,7 @@ def test_other_detectors_stand_beside_on_the_same_images(run, parts):
     names = ("logit_deviation", "disagreement")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detecting, "DETECTORS", {n: DETECTORS[n] for n in names})
-        among = d, parts.calibrating, result.undefended, result.members
+        among = d, parts.calibrating, x_adv, result.undefended, result.members
         rows = detecting.compared(*among, x, {"a": x_adv, "none": x_adv[:0]}, names)
     assert [(r["detector"], r["watching"]) for r in rows] == [
         (name, w) for name in (*names, "logit_deviation + disagreement") for w in ("no", "yes")

@@ -32,6 +32,7 @@ def made(names: Sequence[str], watched: keras.Model | None, **options) -> detect
 def compared(
     data: Dataset,
     calibrating: np.ndarray,
+    x_adv: np.ndarray,
     undefended: keras.Model,
     members: Sequence[keras.Model],
     clean: np.ndarray,
@@ -43,6 +44,7 @@ def compared(
     Args:
         data: The data set, whose training images the detectors are fitted to.
         calibrating: Images for their thresholds.
+        x_adv: Attacked training images, for those that learn from these.
         undefended: The network that is watched.
         members: The members of the ensemble.
         clean: Clean test images.
@@ -57,7 +59,7 @@ def compared(
             row = {"detector": " + ".join(names), "watching": "no" if watched is None else "yes"}
             found = made(names, watched, rate=RATE, bounds=data.bounds)
             try:
-                found.fit(members, data.x_train, data.y_train, valid=calibrating)
+                found.fit(members, data.x_train, data.y_train, valid=calibrating, x_adv=x_adv)
             except ValueError:  # features that do not vary, or too few images of a class: a row without numbers
                 rows.append(row | dict.fromkeys(["clean flagged", *attacked], "-"))
                 continue

@@ -34,6 +34,7 @@ class Judge:
         data: The data set.
         settings: Settings of the run.
         calibrating: Images that thresholds are set on.
+        x_adv: Attacked training images, for detectors that learn from these.
         undefended: The network trained on clean images.
         members: The members of the ensemble.
         ensemble: Them together, without detector and repair.
@@ -43,6 +44,7 @@ class Judge:
     data: Dataset
     settings: HybridSettings
     calibrating: np.ndarray
+    x_adv: np.ndarray
     undefended: keras.Model
     members: Sequence[keras.Model]
     ensemble: HybridDefense
@@ -168,10 +170,10 @@ class Judge:
         if not self.settings.compare:
             return found
         attacked = {name: x for name, x in attacked.items() if not name.startswith(_PREFIX)}
-        among = self.data, self.calibrating, self.undefended, self.members, clean, attacked, self.settings.detectors
+        among = self.data, self.calibrating, self.x_adv, self.undefended, self.members
 
         def make():
-            return {}, {"rows": compared(*among)}
+            return {}, {"rows": compared(*among, clean, attacked, self.settings.detectors)}
 
         rows = pieces.get("detectors", make, phase="other detectors", judging=True)[1]["rows"]
         text = (
