@@ -94,7 +94,7 @@ def test_evaluation_is_on_clean_images_and_a_fit_is_the_same_again():
     weights, history = [], []
     for _ in range(2):
         model = linear()
-        trainer = compiled(NoiseTraining(model, 0.3, attack=PGD(eps=0.1, steps=2, norm="l2"), seed=3))
+        trainer = compiled(NoiseTraining(model, 0.3, attack=PGD(eps=0.1, steps=1, norm="l2"), seed=3))
         found = trainer.fit(X, Y, batch_size=5, epochs=2, verbose=0, validation_data=(X, Y), shuffle=False).history
         weights.append(ops.convert_to_numpy(model.layers[0].kernel))
         history.append(found)
@@ -106,7 +106,7 @@ def test_evaluation_is_on_clean_images_and_a_fit_is_the_same_again():
 
 
 def test_a_trainer_is_loaded_with_its_settings_and_its_noise(tmp_path):
-    trainer = compiled(NoiseTraining(linear(), 0.3, attack=PGD(eps=0.1, steps=2, norm="l2"), copies=2))
+    trainer = compiled(NoiseTraining(linear(), 0.3, attack=PGD(eps=0.1, steps=1, norm="l2"), copies=2))
     trainer.fit(X, Y, batch_size=5, epochs=1, verbose=0)
     trainer.save(tmp_path / "trainer.keras")
     other = keras.saving.load_model(tmp_path / "trainer.keras")
