@@ -165,8 +165,8 @@ def _signature(model: keras.Model, folder: Path):
 def serving(quick: bool) -> dict:
     """Time of a prediction: of the defense next to its ensemble alone, and next to the sum of its parts.
 
-    All are exported SavedModels. An image that is not flagged meets detector and members, so the sum of its parts is that
-    of three members and of what the detector adds to them. For one that is flagged the autoencoder alone and the
+    All are exported SavedModels. An image that is not flagged meets detector and members, so the sum of its parts is
+    that of three members and of what the detector adds to them. For one that is flagged the autoencoder alone and the
     smoothed ensemble alone come to it.
     """
     import tensorflow as tf

@@ -15,6 +15,7 @@ from kerasdef.evaluation.judging import reach
 from kerasdef.recipes import accounting
 from kerasdef.recipes.accounting import QUICK, Shown, attacker, paper_attacks, succeeded
 from kerasdef.recipes.base import first_examples, stratified
+from kerasdef.recipes.hybrid.detecting import RATE, compared
 from kerasdef.recipes.hybrid.settings import HybridSettings
 from kerasdef.recipes.latency import latency
 from kerasdef.reporting import Report, Section
@@ -32,6 +33,8 @@ class Judge:
     Args:
         data: The data set.
         settings: Settings of the run.
+        calibrating: Images that thresholds are set on.
+        x_adv: Attacked training images, for detectors that learn from these.
         undefended: The network trained on clean images.
         members: The members of the ensemble.
         ensemble: Them together, without detector and repair.
@@ -40,6 +43,8 @@ class Judge:
 
     data: Dataset
     settings: HybridSettings
+    calibrating: np.ndarray
+    x_adv: np.ndarray
     undefended: keras.Model
     members: Sequence[keras.Model]
     ensemble: HybridDefense
@@ -147,18 +152,35 @@ class Judge:
                 report, members=names, base=BASE, transfer=transfer, answered=self.answered() if report.reject else None
             ),
         ]
-        clean = report.clean(MAIN)
-        if self.defense.detector is not None:
-            shown = {}
-            for name, one in ((UNDEFENDED, source), (BASE, base)):
-                before = one.outcomes[0]
-                for o in one.outcomes[1:]:
-                    scores = self.defense.detector.scores(one.images["paper", o.attack])
-                    shown[o.attack] = Shown(name, scores, succeeded(before, o))
-            scores = self.defense.detector.scores(self.data.x_test[clean.index])
-            found.append(accounting.detection(scores, shown))
+        if self.settings.detects:
+            found += self.detection(pieces, source, base)
         found += [self.ensemble_section(report, names, reliable), self.cost(pieces, source)]
         return found
+
+    def detection(self, pieces: Store, source: Evaluation, base: Evaluation) -> list[Section]:
+        """What the detector finds, and what others would find."""
+        shown, attacked = {}, {}
+        for name, one in ((UNDEFENDED, source), (BASE, base)):
+            for o in one.outcomes[1:]:
+                x, lost = one.images["paper", o.attack], succeeded(one.outcomes[0], o)
+                shown[o.attack] = Shown(name, self.defense.detector.scores(x), lost)
+                attacked[o.attack] = x[lost]
+        clean = self.data.x_test[self.rows]
+        found = [accounting.detection(self.defense.detector.scores(clean), shown)]
+        if not self.settings.compare:
+            return found
+        attacked = {name: x for name, x in attacked.items() if not name.startswith(_PREFIX)}
+        among = self.data, self.calibrating, self.x_adv, self.undefended, self.members
+
+        def make():
+            return {}, {"rows": compared(*among, clean, attacked, self.settings.detectors)}
+
+        rows = pieces.get("detectors", make, phase="other detectors", judging=True)[1]["rows"]
+        text = (
+            f"Shares in % at {RATE:.0%} false positives, as the paper did it; each on the members alone, or with "
+            f"{UNDEFENDED} in front of them."
+        )
+        return [*found, Section("detectors", "Other detectors on the same images", text, rows)]
 
     def answered(self) -> float:
         """Accuracy on clean images where flagged ones are answered after the repair."""
@@ -190,7 +212,7 @@ class Judge:
 
     def cost(self, pieces: Store, source: Evaluation) -> Section:
         """The cost of a prediction, which is measured once in a run."""
-        x = np.concatenate([self.data.x_test[self.rows][:256], source.images["paper", "pgd"][:256]])
+        x = np.concatenate([self.data.x_test[self.rows][:256], next(iter(source.images.values()))[:256]])
 
         def make():
             return {}, {"section": latency(self.defense, x).record()}

@@ -19,7 +19,7 @@ from kerasdef.recipes.settings import RunSettings, enough_epochs, usual_batch
 from kerasdef.settings import names, setting
 
 EPOCHS = 5  # section 4.1
-STEPS = 800  # at least this many optimizer steps of a member on small sets
+STEPS = 600  # at least this many optimizer steps of a member on small sets
 AUTOENCODER_STEPS = 400  # at least this many of the autoencoder
 DETECTORS = {  # by their names on the command line: the class and its settings
     "logit_deviation": ("LogitDeviation", {}),  # equation 6
@@ -32,7 +32,13 @@ DETECTORS = {  # by their names on the command line: the class and its settings
 }
 NONE = "none"  # stands for no detector
 ATTACKS = ("fgsm", "pgd", "cw", "autoattack")  # section 4.1
-JUDGING = ("n_test", "adaptive_limit", "adaptive_steps", "autoattack")  # settings that nothing trained depends on
+JUDGING = (
+    "n_test",
+    "adaptive_limit",
+    "adaptive_steps",
+    "autoattack",
+    "compare",
+)  # settings that nothing trained depends on
 
 
 def _members(name: str, value) -> tuple:
@@ -101,7 +107,7 @@ class HybridSettings(RunSettings):
         None,
         check=checks.positive_int,
         help="The number of passes over the training images for each network. By default the paper's 5, and on fewer "
-        "than 10,000 training images as many as make 800 optimizer steps.",
+        "than 10,000 training images as many as make 600 optimizer steps.",
     )
     radii: tuple[float, ...] = _stage("radii")
     steps: tuple[int, ...] = _stage("steps")
@@ -170,6 +176,11 @@ class HybridSettings(RunSettings):
         True,
         check=common.switch,
         help="Whether the standard AutoAttack is one of the attacks that are made on the undefended network.",
+    )
+    compare: bool = setting(
+        True,
+        check=common.switch,
+        help="Whether the report says what every other detector would find of the same attacks.",
     )
 
     def check_together(self):

@@ -14,16 +14,18 @@ import keras
 import numpy as np
 
 from kerasdef import backend, checks, models
-from kerasdef.attacks import PGD
+from kerasdef.attacks import PGD, Attack
 from kerasdef.datasets import Dataset, as_dataset
-from kerasdef.defenses import AdaptiveWeights, HybridDefense, detectors
+from kerasdef.defenses import AdaptiveWeights, HybridDefense, as_defense, detectors
 from kerasdef.defenses.purifiers import DenoisingAutoencoder
 from kerasdef.identity import digest, identity
 from kerasdef.models import networks
+from kerasdef.recipes.accounting import paper_attacks
 from kerasdef.recipes.base import check_network, stratified
+from kerasdef.recipes.hybrid.detecting import made
 from kerasdef.recipes.hybrid.report import Judge
 from kerasdef.recipes.hybrid.result import Hybrid
-from kerasdef.recipes.hybrid.settings import DETECTORS, JUDGING, HybridSettings
+from kerasdef.recipes.hybrid.settings import JUDGING, HybridSettings
 from kerasdef.recipes.robust.methods import method_of
 from kerasdef.recipes.robust.training import Run, divided
 from kerasdef.runs import keeping
@@ -33,7 +35,7 @@ from kerasdef.runs.seeds import derive
 from kerasdef.runs.store import Store
 from kerasdef.settings import takes
 
-ATTACKED = 2000  # most training images that are attacked for the autoencoder
+ATTACKED = 1500  # most training images that are attacked for the autoencoder
 STEPS = 10  # of the PGD that makes images for the autoencoder and the weights
 
 
@@ -140,26 +142,44 @@ class _Run:
         piece = pieces.get(role, lambda: training.trained(model, pieces, role), phase=f"training {role}")
         return restore(model, piece), piece[1]
 
-    def attacked(self, pieces: Store, name: str, members, x, y) -> np.ndarray:
-        """Images that PGD makes on the ensemble with equal weights."""
+    def attacked(self, pieces: Store, name: str, on: keras.Model, attack: Attack, x, y) -> np.ndarray:
+        """Images that an attack makes on a defense or a classifier."""
 
         def make():
-            victim, goal = HybridDefense(members).surface()
-            attack = PGD(eps=self.s.eps, steps=STEPS, loss="margin").with_goal(goal)
+            victim, goal = as_defense(on, bounds=self.data.bounds).surface()
             with keeping.kept(pieces.path(piece), pieces.of(piece)):
                 seed = derive(self.s.seed, piece)
-                return {"x": attack(victim, x, y, seed=seed, progress=self.s.progress)}, {}
+                return {"x": attack.with_goal(goal)(victim, x, y, seed=seed, progress=self.s.progress)}, {}
 
         piece = f"sets/{name}"
         return pieces.get(piece, make, phase="attacked images")[0]["x"]
 
+    def sets(self, pieces: Store, undefended, members) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of training images, what attacks made of them, and the attacked images that weights follow from.
+
+        A third of the rows each: PGD on the ensemble, PGD on the undefended network, Carlini and Wagner's on it.
+        """
+        s, d = self.s, self.data
+        ensemble = HybridDefense(members, bounds=d.bounds)
+        pgd = PGD(eps=s.eps, steps=STEPS, loss="margin", bounds=d.bounds)
+        made = {
+            "ensemble-pgd": (ensemble, pgd),
+            "undefended-pgd": (undefended, pgd),
+            "undefended-cw": (undefended, paper_attacks(s.eps, bounds=d.bounds)["cw"]),
+        }
+        rows = np.array_split(stratified(d.y_train, ATTACKED, derive(s.seed, "attacked")), len(made))
+        found = [
+            self.attacked(pieces, f"train-{name}", on, attack, d.x_train[some], d.y_train[some])
+            for some, (name, (on, attack)) in zip(rows, made.items(), strict=True)
+        ]
+        v = self.choosing
+        valid = self.attacked(pieces, "valid", ensemble, pgd, v.x_valid, v.y_valid)
+        return np.concatenate(rows), np.concatenate(found), valid
+
     def detector(self, undefended: keras.Model) -> detectors.Detector:
         """The detector, not fitted."""
         s = self.s
-        options = {"rate": s.rate, "bounds": self.data.bounds}
-        made = [getattr(detectors, DETECTORS[name][0])(**options, **DETECTORS[name][1]) for name in s.detectors]
-        found = made[0] if len(made) == 1 else detectors.AnyOf(made, **options)
-        return detectors.Watching(undefended, found, **options) if s.watch else found
+        return made(s.detectors, undefended if s.watch else None, rate=s.rate, bounds=self.data.bounds)
 
     def fitted_detector(self, pieces: Store, undefended, members, x_adv) -> detectors.Detector:
         """The detector with its threshold."""
@@ -215,9 +235,7 @@ class _Run:
         s, d = self.s, self.data
         trained = {role: self.network(pieces, role) for role in self.builders}
         undefended, members = trained["undefended"][0], [m for role, (m, _) in trained.items() if role != "undefended"]
-        rows = stratified(d.y_train, ATTACKED, derive(s.seed, "attacked"))
-        x_adv = self.attacked(pieces, "train", members, d.x_train[rows], d.y_train[rows])
-        x_adv_valid = self.attacked(pieces, "valid", members, self.choosing.x_valid, self.choosing.y_valid)
+        rows, x_adv, x_adv_valid = self.sets(pieces, undefended, members)
         weights, reliable = self.weights(pieces, members, x_adv_valid)
         detector = self.fitted_detector(pieces, undefended, members, x_adv) if s.detects else None
         purifier = self.autoencoder(pieces, rows, x_adv) if s.autoencoder_epochs else None
@@ -234,7 +252,7 @@ class _Run:
             bounds=d.bounds,
         )
         ensemble = HybridDefense(members, weights=weights, bounds=d.bounds, name="ensemble")
-        judge = Judge(d, s, undefended, members, ensemble, model)
+        judge = Judge(d, s, self.calibrating, x_adv, undefended, members, ensemble, model)
         history = {role: meta["history"] for role, (_, meta) in trained.items()}
         costs = {role: meta["cost"] for role, (_, meta) in trained.items()}
         costs["all networks"] = total(list(costs.values()))
