@@ -16,9 +16,10 @@ from kerasdef.evaluation.outcomes import POOLED, fooled
 from kerasdef.reporting import Report, Section
 from kerasdef.reporting.words import share
 from kerasdef.runs.seeds import derive
+from kerasdef.runs.store import Store
 
 RATES = (0.01, 0.05, 0.10)  # false positive rates that detection is reported at
-QUICK = ("apgd-ce", "apgd-margin", "selective", "members")  # the strongest parts of an adaptive attack for their time
+QUICK = ("apgd-ce", "apgd-margin", "refined", "selective", "members")  # the strongest parts for their time
 
 
 def paper_attacks(
@@ -41,10 +42,10 @@ def paper_attacks(
 def attacker(
     name: str,
     model: keras.Model,
+    x: np.ndarray,
     eps: float,
     steps: int,
     *,
-    count: int,
     seed: int,
     parts: tuple[str, ...] | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
@@ -54,31 +55,36 @@ def attacker(
     Args:
         name: Name of the model, in the name of the piece.
         model: A defense or a classifier.
+        x: The images that are attacked, the first ones of the plan.
         eps: Linf radius.
         steps: Steps of each part.
-        count: How many images are attacked.
         seed: Seed of the run.
         parts: Groups of parts that are run, as `kerasdef.adaptive` names them; None runs all.
         bounds: Range of the data.
     """
-    attack = adaptive(model, eps=eps, steps=steps, parts=parts, bounds=bounds)
+    attack = adaptive(model, eps=eps, steps=steps, parts=parts, images=x, bounds=bounds)
     place = {"piece": f"adaptive/{name}", "phase": f"adaptive attack on {name}"}
-    return Planned(attack, seed=derive(seed, "adaptive"), batch_size=256, count=count, **place)
+    return Planned(attack, seed=derive(seed, "adaptive"), batch_size=256, count=len(x), **place)
 
 
-def manifest(attack: Adaptive, result: SequenceResult) -> Section:
+def manifest(pieces: Store, name: str, attack: Adaptive, result: SequenceResult) -> Section:
     """What the attack on a defense did and did not do, and how many images each part broke.
 
     Args:
+        pieces: Keeps it.
+        name: Name of the defense.
         attack: The attack.
         result: What it found.
     """
-    broke = dict(zip(result.table["attack"], result.table["broken"].astype(int), strict=True))
-    rows = [{**row, "broke": broke.get(row["stage"])} for row in attack.manifest.records()]
-    text = f"On {len(result.success)} images, each part on what still stands; wrong from the start: " + str(
-        int(np.sum(result.broken_by == WRONG))
-    )
-    return Section("manifest", "What was attacked, and what was not", text + ".", rows)
+
+    def make():
+        broke = dict(zip(result.table["attack"], result.table["broken"].tolist(), strict=True))
+        return {}, {"rows": [{**row, "broke": broke.get(row["stage"])} for row in attack.manifest.records()]}
+
+    rows = pieces.get(f"manifest/{name}", make, phase=f"adaptive attack on {name}", judging=True)[1]["rows"]
+    wrong = int(np.sum(result.broken_by == WRONG))
+    text = f"On {len(result.success)} images, each part on what still stands; {wrong} are wrong from the start."
+    return Section("manifest", "What was attacked, and what was not", text, rows)
 
 
 @dataclass(frozen=True, eq=False)

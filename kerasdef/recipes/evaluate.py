@@ -99,8 +99,8 @@ class _Judge:
         for name, model in names.items():
             planned = {}
             if s.adaptive:
-                options = {"count": len(self.rows), "seed": s.seed, "bounds": self.data.bounds}
-                planned = {"adaptive": attacker(name, model, self.eps, s.steps, **options)}
+                options = {"seed": s.seed, "bounds": self.data.bounds}
+                planned = {"adaptive": attacker(name, model, self.data.x_test[self.rows], self.eps, s.steps, **options)}
             plan = Plan(name, self.rows, paper=images, adaptive=planned)
             found = carried_out(model, self.data, plan, pieces, progress=s.progress)
             outcomes += found.outcomes
@@ -122,7 +122,9 @@ class _Judge:
         )
         report.sections.append(accounting(report, members=list(self.members) if s.adaptive else ()))
         if s.adaptive:
-            report.sections.append(manifest(planned["adaptive"].attack, found.results["adaptive", "adaptive"]))
+            report.sections.append(
+                manifest(pieces, self.name, planned["adaptive"].attack, found.results["adaptive", "adaptive"])
+            )
         return Judged(self.defense, report, {} if s.out is None else report.save(s.out))
 
     def record(self) -> dict:

@@ -78,7 +78,8 @@ class Judge:
         outcomes += self.seen(UNDEFENDED, self.undefended, base)
         for name, model in models.items():
             s = self.settings
-            planned = attacker(name, model, s.eps, s.adaptive_steps, count=self.count, seed=s.seed, parts=QUICK)
+            x = self.data.x_test[self.rows[: self.count]]
+            planned = attacker(name, model, x, s.eps, s.adaptive_steps, seed=s.seed, parts=QUICK)
             shown = {a: i for a, i in images.items() if not (name == BASE and a.startswith(_PREFIX))}
             plan = Plan(name, self.rows, paper=shown, adaptive={"adaptive": planned})
             found = evaluate(model, self.data, plan, pieces, progress=s.progress)
@@ -100,13 +101,13 @@ class Judge:
             seed=self.settings.seed,
             history=history,
             costs=costs,
-            phases=pieces.seconds,
             examples=self.examples(source),
             notes=self.notes(),
             flags=flags,
         )
         report.sections += self.sections(pieces, report, source, base, reliable)
-        report.sections.append(accounting.manifest(planned.attack, found.results["adaptive", "adaptive"]))
+        report.sections.append(accounting.manifest(pieces, MAIN, planned.attack, found.results["adaptive", "adaptive"]))
+        report.phases = pieces.seconds
         return report
 
     def sources(self, pieces: Store) -> tuple[Evaluation, Evaluation]:

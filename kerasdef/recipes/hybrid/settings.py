@@ -20,7 +20,7 @@ from kerasdef.settings import names, setting
 
 EPOCHS = 5  # section 4.1
 STEPS = 600  # at least this many optimizer steps of a member on small sets
-AUTOENCODER_STEPS = 400  # at least this many of the autoencoder
+AUTOENCODER_STEPS = 200  # at least this many of the autoencoder
 DETECTORS = {  # by their names on the command line: the class and its settings
     "logit_deviation": ("LogitDeviation", {}),  # equation 6
     "class_deviation": ("LogitDeviation", {"by_class": True}),
@@ -141,7 +141,7 @@ class HybridSettings(RunSettings):
         None,
         check=checks.non_negative_int,
         help="The number of passes over the training images for the autoencoder; 0 leaves it out. By default as many "
-        "as the members have, and on small sets as many as make 400 optimizer steps.",
+        "as the members have, and on small sets as many as make 200 optimizer steps.",
     )
     sigma: float = setting(
         0.0,
@@ -167,9 +167,9 @@ class HybridSettings(RunSettings):
         record=False,
         help="The number of training images to use. By default all are used.",
     )
-    n_test: int = common.judged(500)
+    n_test: int = common.judged(300)
     adaptive_limit: int = setting(
-        200, check=checks.positive_int, help="The largest number of test images for the adaptive attacks."
+        100, check=checks.positive_int, help="The largest number of test images for the adaptive attacks."
     )
     adaptive_steps: int = setting(50, check=checks.positive_int, help="The number of steps of the adaptive attacks.")
     autoattack: bool = setting(
