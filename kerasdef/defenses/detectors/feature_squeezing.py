@@ -50,7 +50,7 @@ class FeatureSqueezing(Detector):
     @property
     def rule(self) -> str:
         """The rules of the squeezers by which gradients pass."""
-        return "; ".join(dict.fromkeys(s.rule for s in self.squeezers or ()))
+        return "; ".join(dict.fromkeys(s.rule for s in self.squeezers or (BitDepth, Median)))
 
     def _attach(self, members, shape, classes):
         if self.squeezers is None:
