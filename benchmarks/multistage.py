@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import attacks as bench
 import numpy as np
+import tables
 from rich.console import Console
 from rich.table import Table
 
@@ -116,7 +117,7 @@ def show(rows: list[dict], console: Console) -> None:
 def ratios(found: dict, limit: float | None) -> str:
     """Shares of the gradients and of the time of a reference, and what the bar says of the larger one."""
     shares = found["gradients_ratio"], found["seconds_ratio"]
-    return f"{shares[0]:.2f}, {shares[1]:.2f} {bench.mark(max(shares), limit, at_most=True)}".rstrip()
+    return f"{shares[0]:.2f}, {shares[1]:.2f} {tables.mark(max(shares), limit, at_most=True)}".rstrip()
 
 
 def difference(found: dict) -> str:

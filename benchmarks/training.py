@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import attacks as bench
 import keras
 import numpy as np
+import tables
 import victims
 from rich.console import Console
 from rich.table import Table
@@ -160,9 +161,9 @@ def show(found: dict) -> None:
     over, art = found["over_bare"], found["times_as_fast_as_art"]
     out.print(
         f"PGD-{found['steps']} step of fit: {1e3 * found['fit']:.1f} ms, {over:.2f} x its bare parts "
-        f"{bench.mark(over, found['over_bare_to_reach'], at_most=True)}"
+        f"{tables.mark(over, found['over_bare_to_reach'], at_most=True)}"
     )
-    out.print(f"ART's AdversarialTrainer: {1e3 * found['art']:.1f} ms, {art:.1f} x {bench.mark(art, 5.0)}")
+    out.print(f"ART's AdversarialTrainer: {1e3 * found['art']:.1f} ms, {art:.1f} x {tables.mark(art, 5.0)}")
     table = Table("method", "gradients of an image and epoch", "milliseconds of an image and epoch")
     for row in found["methods"]:
         table.add_row(row["method"], f"{row['gradients']:.0f}", f"{row['milliseconds']:.2f}")

@@ -6,6 +6,7 @@ kerasdef is written against `keras.ops`. What Keras does not offer for both Tens
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import itertools
 import os
 import types
@@ -17,6 +18,7 @@ import numpy as np
 
 NAME = keras.backend.backend()
 _NUMBERS = itertools.count()  # of compiled programs
+_FIXED = contextvars.ContextVar("fixed_rows", default=False)
 _AT_ONCE = 16  # samples of a random model that TensorFlow works on at a time
 # samples that kernels work on in one block. Measured on CPUs: Eigen's matrix products take rows by 12, 24 or 48, and a
 # sample in an incomplete block is rounded otherwise; XLA's convolutions change their kernel below 64 samples
@@ -287,11 +289,21 @@ def loop(times: int, fn: Callable, state):
     return state
 
 
+@contextlib.contextmanager
+def fixed_rows() -> Iterator[None]:
+    """Have `on_rows` meet all samples, in graphs for programs that know no branches."""
+    token = _FIXED.set(True)
+    try:
+        yield
+    finally:
+        _FIXED.reset(token)
+
+
 def on_rows(mask, fn: Callable, rows: tuple, otherwise):
     """Apply a function to some samples only.
 
-    On TensorFlow's CPU the function meets just these samples. With JAX and on GPUs, where shapes are fixed, it meets
-    all samples; with JAX it meets none where the mask has none.
+    On TensorFlow's CPU the function meets just these samples. With JAX and on GPUs, where shapes are fixed, and within
+    `fixed_rows`, it meets all samples; with JAX it meets none where the mask has none.
 
     Args:
         mask: Booleans of shape (n,).
@@ -309,7 +321,7 @@ def on_rows(mask, fn: Callable, rows: tuple, otherwise):
 
     if NAME != "tensorflow":
         return jax.lax.cond(ops.any(mask), everywhere, lambda: otherwise)
-    if has_gpu():
+    if has_gpu() or _FIXED.get():
         return everywhere()
 
     def there():

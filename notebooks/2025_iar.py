@@ -74,7 +74,7 @@ os.chdir(HERE.parent if HERE.name == "notebooks" else HERE)  # as for the comman
 DATA = os.environ.get("KERASDEF_NOTEBOOK_DATA", "mnist")
 OUT = os.environ.get("KERASDEF_NOTEBOOK_OUT") or "runs/iar" + ("" if DATA == "mnist" else f"-{DATA}")
 SEED = 0
-SMALL = {"iterations": 250, "round_size": 600, "epochs": 20, "n_test": 100}
+SMALL = {"iterations": 60, "round_size": 300, "epochs": 10, "n_test": 40}
 SETTINGS = SMALL if DATA == "digits" else {}  # all else default
 SECOND = {"adversarial_label": "reject"} | ({"autoattack": False} if DATA == "digits" else {})
 

@@ -290,8 +290,13 @@ def test_in_l1_it_finds_the_features_that_matter(large_reps):
     assert (gain <= best + 1e-4).all()  # float32
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("loss", ["cross_entropy", "dlr", "targeted_dlr"])
+OFTEN = [("linf", "cross_entropy"), ("l2", "dlr"), ("linf", "targeted_dlr"), ("l1", "targeted_dlr")]
+PAIRS = [(norm, loss) for norm in ("linf", "l2", "l1") for loss in ("cross_entropy", "dlr", "targeted_dlr")]
+
+
+@pytest.mark.parametrize(
+    ("norm", "loss"), [p if p in OFTEN else pytest.param(*p, marks=pytest.mark.slow) for p in PAIRS]
+)
 def test_no_run_beats_the_closed_form_for_four_classes(norm, loss):
     oracle, x, y = linear(4)
     attack = APGD(eps=0.4, norm=norm, loss=loss, steps=20, restarts=2, early_stop=False, bounds=WIDE)

@@ -151,11 +151,9 @@ def test_no_file_is_too_long_to_read_at_once(file):
 def test_everything_that_is_imported_is_declared():
     setup = configparser.ConfigParser(interpolation=None)
     setup.read(PACKAGE.parent / "setup.cfg")
-    lines = setup["options"]["install_requires"].split()
-    declared = {re.split(r"[<>=\[]", line)[0].lower() for line in lines} | {
-        "jax",
-        "kerasdef",
-    }  # jax: in place of another
+    extras = setup["options.extras_require"]
+    lines = [*setup["options"]["install_requires"].split(), *extras["jax"].split(), *extras["onnx"].split()]
+    declared = {re.split(r"[<>=\[]", line)[0].lower() for line in lines} | {"kerasdef"}
     used = {name.split(".")[0] for file in FILES for name in imports(file)} - sys.stdlib_module_names
     assert {DISTRIBUTIONS.get(name, name) for name in used} - declared == set()
 

@@ -77,6 +77,7 @@ SMALL = {  # settings that make a check quick, and those that have no default
     WorstOf: {"attacks": (FGSM(), PGD(steps=5))},
     Quantized: {"attack": PGD(steps=5)},
 }
+BALL = {c: {"norm": "linf", "eps": 0.3} for c in (Cycled, Restarts, WorstOf, Quantized)}  # that of what they wrap
 WRAPPERS = [c for c in EXPORTED if issubclass(c, Wrapper) or c is WorstOf]
 linear = functools.partial(helpers.linear, n=12, clear=0.0)
 
@@ -84,9 +85,11 @@ linear = functools.partial(helpers.linear, n=12, clear=0.0)
 # -- the contract ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attack", EXPORTED)
+@pytest.mark.parametrize(
+    "attack", [pytest.param(c, marks=pytest.mark.slow) if c in (AutoAttack, *BALL) else c for c in EXPORTED]
+)
 def test_every_exported_attack_keeps_the_contract(attack):
-    check_attack(attack(**SMALL.get(attack, {})))
+    check_attack(attack(**SMALL.get(attack, {})), **BALL.get(attack, {}))
 
 
 def test_only_the_base_classes_are_abstract_so_that_no_attack_escapes_the_contract():
@@ -107,7 +110,7 @@ def test_every_exported_attack_has_a_source(attack):
     assert "References:" in attack.__doc__ or attack is GradientAttack or attack in WRAPPERS
 
 
-@pytest.mark.parametrize("norm", [L2(), L1()])
+@pytest.mark.parametrize("norm", [pytest.param(L2(), marks=pytest.mark.slow), L1()])
 def test_the_contract_holds_in_other_norms(norm):
     check_attack(PGD(norm=norm, eps=1.0, steps=5))
 

@@ -7,9 +7,8 @@ parameter, before work starts. A new export without an entry in the table fails.
 
 import dataclasses
 import inspect
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 import traceback
 import typing
@@ -31,15 +30,16 @@ from kerasdef.defenses import Plain
 from kerasdef.evaluation import Outcome
 from kerasdef.models.loading import read_keras
 from kerasdef.recipes.base import fit
+from kerasdef.recipes.hybrid.settings import HybridSettings
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
-from kerasdef.recipes.settings import AttackSettings
+from kerasdef.recipes.settings import AttackSettings, CertifySettings, EvaluateSettings
 from kerasdef.training import Mixture, Stage
 
 PACKAGES = (
     "kerasdef",
-    *(f"kerasdef.{name}" for name in (*kerasdef._PACKAGES, "threat")),
+    *(f"kerasdef.{name}" for name in (*kerasdef._PACKAGES, "threat", "defenses.detectors")),
 )
 SLOWEST = 5.0  # seconds that a refusal may take
 HOME = str(Path(kerasdef.__file__).parent)
@@ -112,6 +112,7 @@ TABLE = {
     # defenses
     "kerasdef.defenses.Plain": {"model": MODEL},
     "kerasdef.defenses.RejectClass": {"model": MODEL},
+    "kerasdef.defenses.Smoothed": {"model": MODEL, "sigma": 0.1},
     "kerasdef.defenses.adaptive": {"defense": MODEL, "eps": 0.1},
     "kerasdef.defenses.Adaptive": {"defense": Plain(MODEL), "eps": 0.1},
     "kerasdef.defenses.Row": {"stage": "a", "on": "defense"},
@@ -125,11 +126,16 @@ TABLE = {
     "kerasdef.evaluation.Plan": {"model": "m", "rows": np.arange(3)},
     "kerasdef.evaluation.Planned": {"attack": PGD()},
     "kerasdef.evaluation.Images": {"x": X, "index": np.arange(6)},
+    "kerasdef.evaluation.certified_accuracy": {"correct": Y > 0, "radius": X[:, 0]},
     "kerasdef.evaluation.auroc": {"clean_scores": X[:, 0], "adv_scores": X[:, 1]},
     "kerasdef.evaluation.tpr_at_fpr": {"clean_scores": X[:, 0], "adv_scores": X[:, 1], "fpr": 0.1},
     "kerasdef.evaluation.mcnemar": {"a": Y > 0, "b": Y > 1},
     "kerasdef.evaluation.four_numbers": {"defense": NOISY, "x": X, "y": Y, "x_adv": X},
     "kerasdef.evaluation.wilson": {"successes": 1, "n": 2},
+    "kerasdef.evaluation.binarization": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.unbounded": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.monotone": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
+    "kerasdef.evaluation.self_check": {"defense": Plain(MODEL), "attack": PGD(), "x": X, "y": Y},
     # models
     "kerasdef.models.fixed_draw": {"model": NOISY, "draw": 1},
     "kerasdef.models.WhiteBox": {"model": MODEL},
@@ -162,6 +168,7 @@ TABLE = {
     "kerasdef.testing.LinearOracle": {"weights": RNG.normal(size=(4, 3))},
     # training
     "kerasdef.training.AdversarialTraining": {"model": MODEL, "attack": PGD()},
+    "kerasdef.training.NoiseTraining": {"model": MODEL, "sigma": 0.1},
     "kerasdef.training.FreeTraining": {"model": MODEL, "eps": 0.1, "batch_size": 2},
     "kerasdef.training.Distillation": {"model": MODEL},
     "kerasdef.training.RobustValidation": {"x": X, "y": Y, "attack": PGD()},
@@ -193,6 +200,8 @@ OPEN = {
     "kerasdef.models.check_symbolic": "the check that others make of their models",
     "kerasdef.defenses.Defense": "an abstract class",
     "kerasdef.defenses.Decision": RECORD,
+    "kerasdef.defenses.Certificates": RECORD,
+    "kerasdef.defenses.Predictions": RECORD,
     "kerasdef.attacks.Result": RECORD,
     "kerasdef.attacks.SequenceResult": RECORD,
     "kerasdef.attacks.GMAAnalysis": RECORD,
@@ -205,17 +214,25 @@ OPEN = {
     "kerasdef.evaluation.Randomness": RECORD,
     "kerasdef.evaluation.FourNumbers": RECORD,
     "kerasdef.evaluation.Evaluation": RECORD,
+    "kerasdef.evaluation.Binarization": RECORD,
+    "kerasdef.evaluation.Monotone": RECORD,
+    "kerasdef.evaluation.Unbounded": RECORD,
+    "kerasdef.evaluation.SelfCheck": RECORD,
     "kerasdef.evaluation.evaluate": "takes a plan and a data set, which are checked",
     "kerasdef.evaluation.measure": "takes outcomes, which are checked",
     "kerasdef.testing.linear_model": "makes models for tests",
     "kerasdef.testing.check_attack": "runs an attack for seconds",
     "kerasdef.testing.check_defense": "runs a defense for seconds",
+    "kerasdef.testing.check_detector": "runs a detector for seconds",
     "kerasdef.testing.check_norm": "in tests of norms",
+    "kerasdef.testing.check_purifier": "runs a purifier for seconds",
     "kerasdef.defenses.Vote": "a layer of `Voting`, which checks",
     "kerasdef.attacks.from_art": "needs another library; in test_adapters",
     "kerasdef.attacks.from_cleverhans": "needs another library; in test_adapters",
     "kerasdef.gma_victims": "in test_victims",
     "kerasdef.attack": "AttackSettings is tried in its place",
+    "kerasdef.evaluate": "EvaluateSettings is tried in its place",
+    "kerasdef.certify": "CertifySettings is tried in its place",
 }
 
 
@@ -237,9 +254,18 @@ def public() -> dict[str, typing.Callable]:
 
 PUBLIC = public()
 OPEN |= {n: "its settings class is tried in its place" for n in PUBLIC if n.startswith("kerasdef.train_")}
-OWN = {"attack": AttackSettings, "robust": RobustSettings, "mia": MIASettings, "iar": IARSettings, **METHODS}
+OWN = {
+    "attack": AttackSettings,
+    "certify": CertifySettings,
+    "robust": RobustSettings,
+    "mia": MIASettings,
+    "iar": IARSettings,
+    **METHODS,
+}
+OWN |= {"hybrid": HybridSettings, "evaluate": EvaluateSettings}
 SETTINGS = {f"settings of {name}": cls for name, cls in OWN.items()}
-TABLE["settings of attack"] = {"model": "m.keras"}
+TABLE["settings of attack"] = TABLE["settings of certify"] = {"model": "m.keras"}
+TABLE["settings of evaluate"] = {"run": "nowhere"}
 
 
 def needs(function) -> bool:
@@ -334,7 +360,11 @@ def ending(name: str, parameter: str, value) -> str | None:
 
 
 # what a good value of these would begin to do takes longer than a test may: only values of a wrong kind are tried
-LONG = ("kerasdef.attacks.gma_analysis", "kerasdef.poisoning.poisoning_effect")
+LONG = (
+    "kerasdef.attacks.gma_analysis",
+    "kerasdef.poisoning.poisoning_effect",
+    *(f"kerasdef.evaluation.{name}" for name in ("binarization", "unbounded", "monotone", "self_check")),
+)
 
 
 def tried(call: tuple[str, str], value) -> bool:
@@ -420,27 +450,22 @@ def test_a_batch_larger_than_the_data_needs_no_more_room():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_forked_process_is_told_where_it_would_wait_forever():
-    source = """
-import multiprocessing
-import keras, numpy as np
-from kerasdef.attacks import FGSM
-model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-x, y = np.full((4, 4), 0.5, "float32"), np.zeros(4, int)
-FGSM(eps=0.1)(model, x, y)
-def child(end):
-    try:
-        FGSM(eps=0.1)(model, x, y)
-        end.send("done")
-    except RuntimeError as error:
-        end.send(str(error))
-here, there = multiprocessing.Pipe()
-process = multiprocessing.get_context("fork").Process(target=child, args=(there,))
-process.start()
-print(here.recv() if here.poll(30) else "hangs")
-process.kill()
-"""
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
-    assert "was forked" in done.stdout, done.stderr[-500:]
+    FGSM(eps=0.1)(MODEL, X, Y)  # the backend has started in this process
+
+    def child(end):
+        try:
+            FGSM(eps=0.1)(MODEL, X, Y)
+            end.send("done")
+        except RuntimeError as error:
+            end.send(str(error))
+
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=child, args=(there,))
+    process.start()
+    said = here.recv() if here.poll(30) else "hangs"
+    process.kill()
+    process.join()
+    assert "was forked" in said
 
 
 def test_a_truncated_file_is_named_as_damaged(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kerasdef import backend
 from kerasdef.training import Mixture, adversarial_count
 
 
@@ -123,7 +124,7 @@ def trained(seed):
     mixture = Mixture([(x[:40], y[:40]), (x[40:], y[40:])], batch_size=10, seed=seed)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, kernel_initializer="zeros")])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.1), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(0.1), loss, metrics=["accuracy"], jit_compile=backend.jit())
     record = Record()
     history = model.fit(
         mixture, epochs=5, verbose=0, shuffle=False, callbacks=[record], validation_data=Mixture([(x, y)])

@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 from scipy import optimize
 
+from kerasdef import backend
 from kerasdef.models.blocks import DENOISERS, ConvexSum, Denoising, Orthonormal, Simplex
 
 KERNELS = [(7, 4), (4, 7), (5, 5), (3, 3, 2, 6), (3, 3, 2, 40), (1, 1, 5, 3)]
@@ -75,7 +76,11 @@ def test_training_keeps_a_dense_kernel_near_orthonormal():
             kernel_constraint=None if beta is None else Orthonormal(beta),
         )
         model = keras.Sequential([keras.Input((6,)), layer])
-        model.compile(keras.optimizers.SGD(0.3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.compile(
+            keras.optimizers.SGD(0.3),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            jit_compile=backend.jit(),
+        )
         model.fit(x, y, epochs=20, batch_size=32, verbose=0)
         worst[beta] = np.abs(singular(np.array(layer.kernel)) - 1).max()
     assert worst[0.5] < 0.05 < 0.2 < worst[None]
@@ -115,7 +120,7 @@ def test_a_convex_sum_starts_as_the_mean_and_stays_on_the_simplex():
     model = keras.Model(inputs, ConvexSum()(inputs))
     data = [normal((16, 3), i) for i in range(4)]
     np.testing.assert_allclose(numpy(model(data)), np.mean(data, axis=0), atol=1e-6)
-    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=backend.jit())
     model.fit(data, data[2], epochs=30, batch_size=16, verbose=0)
     (shares,) = model.get_weights()
     np.testing.assert_allclose(shares, [0, 0, 1, 0], atol=1e-2)  # the one that is wanted, and nothing below 0
@@ -167,7 +172,7 @@ def test_a_block_with_a_zero_kernel_is_the_identity_and_learns(kind):
     model = keras.Sequential([keras.Input((None, None, 3)), Denoising(kind)])
     np.testing.assert_array_equal(numpy(model(x)), x)
     np.testing.assert_array_equal(numpy(model(x[:, :4, :5])), x[:, :4, :5])  # any size
-    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=backend.jit())
     model.fit(x, 2 * x, epochs=1, verbose=0)
     assert np.abs(model.get_weights()[0]).max() > 1e-3
 
@@ -178,7 +183,7 @@ def test_gradients_flow_through_a_block_to_its_inputs(kind):
     stack = [keras.Input((6, 6, 2)), before, Denoising(kind, kernel_initializer="orthogonal"), layers.Flatten()]
     model = keras.Sequential([*stack, layers.Dense(1)])
     start = np.array(before.kernel)
-    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=backend.jit())
     model.fit(normal((8, 6, 6, 2)), np.ones(8), epochs=1, verbose=0)
     assert np.abs(np.array(before.kernel) - start).max() > 1e-4
     assert np.all(np.isfinite(np.array(before.kernel)))

@@ -16,10 +16,17 @@ import kerasdef
 import kerasdef.recipes.mia.training as recipe
 from kerasdef import backend, cli, settings
 from kerasdef.cli import start
+from kerasdef.recipes.hybrid.settings import HybridSettings
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, RobustSettings
-from kerasdef.recipes.settings import AttackSettings, ExportSettings, ReportSettings
+from kerasdef.recipes.settings import (
+    AttackSettings,
+    CertifySettings,
+    EvaluateSettings,
+    ExportSettings,
+    ReportSettings,
+)
 
 
 def commands(command=None, path=()):
@@ -39,8 +46,17 @@ LEAVES = [path for path, command in COMMANDS.items() if not getattr(command, "co
 
 
 def test_there_are_the_commands_that_we_know():
-    found = {("train", "mia"), ("attack",), ("export",), ("report",), ("list", "attacks"), ("list", "datasets")}
-    found |= {("train", "iar"), ("list", "methods")} | {("train", name) for name in METHODS}
+    found = {
+        ("train", "mia"),
+        ("attack",),
+        ("certify",),
+        ("evaluate",),
+        ("export",),
+        ("report",),
+        ("list", "attacks"),
+        ("list", "datasets"),
+    }
+    found |= {("train", "iar"), ("train", "hybrid"), ("list", "methods")} | {("train", name) for name in METHODS}
     assert set(LEAVES) == found
 
 
@@ -93,8 +109,14 @@ def test_help_and_lists_come_without_importing_a_framework(words):
 
 # -- options are made from settings -------------------------------------------------------------------------------
 
-CLASSES = {("attack",): AttackSettings, ("export",): ExportSettings, ("report",): ReportSettings}
+CLASSES = {
+    ("attack",): AttackSettings,
+    ("certify",): CertifySettings,
+    ("export",): ExportSettings,
+    ("report",): ReportSettings,
+}
 CLASSES |= {("train", "mia"): MIASettings, ("train", "iar"): IARSettings}
+CLASSES |= {("train", "hybrid"): HybridSettings, ("evaluate",): EvaluateSettings}
 CLASSES |= {("train", name): RobustSettings for name in METHODS}
 
 
@@ -291,6 +313,11 @@ def test_a_wrong_value_is_one_line_and_status_2(refused, tmp_path, words, said):
         (["attack", "m.keras", "--bounds", "0;255"], "`bounds` must be numbers separated by commas"),
         (["train", "pgd", "--bounds", "3"], "`bounds` must be a pair"),
         (["export", "runs/a", "--to", "pickle"], "`to` must be one of saved_model, keras"),
+        (["evaluate", "runs/none"], "`run` must be the folder of a finished run"),
+        (["train", "hybrid", "--steps", "2.5,3,5"], "`steps` must be integers separated by commas"),
+        (["train", "hybrid", "--radii", "0.5,1"], "one value for each stage"),
+        (["train", "hybrid", "--epochs", "2"], "`epochs` must be at least 3"),
+        (["train", "hybrid", "--rate", "1"], "`rate` must be"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )

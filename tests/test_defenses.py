@@ -67,6 +67,7 @@ CASES = {
     "HybridDefense, detector and purifier": lambda: hybrid(purifier=Dim()),
     "HybridDefense, flagged images are answered": lambda: hybrid(purifier=Dim(), flagged="answered"),
     "HybridDefense, a purifier alone": lambda: HybridDefense([dense(0)], purifier=Dim(), repair="always"),
+    "HybridDefense, the first member first": lambda: HybridDefense([dense(i) for i in range(2)], sure=0.7),
     "HybridDefense, with noise": lambda: hybrid(sigma=0.1, draws=2),
     "RejectClass": lambda: RejectClass(dense(0, 5)),
     "RejectClass, of a softmax that does not reject": lambda: RejectClass(

@@ -74,9 +74,9 @@ def test_what_it_cannot_break_comes_back_unchanged():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("norm", ["l2", "l1"])  # in Linf: see test_attacks.py
 def test_it_keeps_the_contract(norm):
-    check_attack(FMN(norm=norm, steps=15), kind="minimal")
+    check_attack(FMN(norm=norm, steps=10), kind="minimal")
 
 
 @pytest.mark.parametrize(

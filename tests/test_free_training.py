@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from kerasdef import backend
 from kerasdef.attacks import PGD
 from kerasdef.training.free import FreeTraining
 
@@ -62,7 +63,7 @@ def test_the_steps_are_those_worked_out_by_hand(step_size):
 def test_the_first_step_is_one_of_plain_training():
     model, plain, (x, y) = dense(), dense(), data()
     trainer_of(model).fit(x, y, batch_size=32, epochs=1, shuffle=False, verbose=0)
-    plain.compile(keras.optimizers.SGD(0.5), loss())
+    plain.compile(keras.optimizers.SGD(0.5), loss(), jit_compile=backend.jit())
     plain.fit(x, y, batch_size=32, epochs=1, shuffle=False, verbose=0)
     for a, b in zip(model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -130,7 +131,7 @@ def test_free_training_makes_a_model_more_robust(digits):
         stack = [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(64, activation="relu"), layers.Dense(10)]
         model = keras.Sequential(stack)
         trained = model if name == "plain" else FreeTraining(model, 0.15, batch_size=50)
-        trained.compile(keras.optimizers.Adam(3e-3), loss())
+        trained.compile(keras.optimizers.Adam(3e-3), loss(), jit_compile=backend.jit())
         trained.fit(x[order], y[order], batch_size=50, epochs=2, shuffle=False, verbose=0)
         robust[name] = 1 - PGD(eps=0.15, steps=20).run(model, x_test, y_test, progress=False).success.mean()
     assert robust["free"] > robust["plain"] + 0.2

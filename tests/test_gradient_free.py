@@ -21,9 +21,8 @@ linear = functools.partial(helpers.linear, n=16, d=8, clear=0.0)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", [NES, SPSA])
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.8)])
-def test_they_keep_the_contract(attack, norm, eps):
-    check_attack(attack(eps=eps, norm=norm, pairs=4, queries=30), norm=norm, eps=eps)
+def test_they_keep_the_contract_in_l2(attack):  # in Linf: see test_attacks.py
+    check_attack(attack(eps=0.8, norm="l2", pairs=4, queries=30))
 
 
 @pytest.mark.parametrize("attack", [NES, SPSA])

@@ -14,7 +14,7 @@ from kerasdef.defenses import AdaptiveWeights, EvadeEnsemble, HybridDefense, Run
 from kerasdef.defenses.detectors import LogitDeviation
 from kerasdef.defenses.purifiers import BitDepth, Purifier
 from kerasdef.models import Victim, predict_logits
-from kerasdef.models.export import export
+from kerasdef.models.export import export, facts_of
 
 SHAPE, K = (4, 4, 1), 3
 
@@ -108,6 +108,21 @@ def test_images_that_are_not_flagged_do_not_pay(members, detector):
     counting.seen.clear()
     defense(ops.convert_to_tensor(x[~flagged]))
     assert counting.seen == []
+
+
+def test_the_first_member_answers_alone_where_it_is_sure_and_not_flagged(members):
+    x = images(200)
+    y = np.zeros(400, "int64")
+    detector = LogitDeviation(rate=0.1).fit(members[0], images(400, 1), y)
+    defense = HybridDefense(members, detector=detector, sure=0.8)
+    each = shares(members, x)
+    alone = (each[0].max(axis=1) >= 0.8) & ~detector.flags(x)
+    assert 0.1 < alone.mean() < 0.9
+    wanted = np.where(alone[:, None], each[0], each.mean(axis=0))
+    found = ops.convert_to_numpy(defense(ops.convert_to_tensor(x))["probabilities"])[:, :K]
+    np.testing.assert_allclose(found / found.sum(axis=1, keepdims=True), wanted, atol=1e-5)
+    with pytest.raises(ValueError, match="at least two members"):
+        HybridDefense(members[:1], sure=0.8)
 
 
 def test_smoothing_averages_probabilities_over_noisy_copies(members):
@@ -239,6 +254,27 @@ def test_a_served_defense_predicts_updates_and_predicts(members, detector, tmp_p
     here = defense.update(x, y)
     np.testing.assert_allclose(found["weights"], here["weights"], atol=1e-5)
     assert np.abs(found["after"] - found["before"]).max() > 1e-4
+
+
+@pytest.mark.skipif(backend.NAME != "tensorflow", reason="ONNX is written with the TensorFlow backend")
+def test_onnx_runtime_decides_as_the_live_defense(members, detector, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    defense = HybridDefense(members, detector=detector, purifier=BitDepth(2))
+    file = export(defense, tmp_path / "defense.onnx", to="onnx")  # compares the two itself
+    x = images(30, 7)
+    x[0] = np.nan
+    session = onnxruntime.InferenceSession(file)
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(names, {"images": x}), strict=True))
+    assert (found["label"][0], found["is_adversarial"][0]) == (K, True)
+    assert np.array_equal(found["label"][1:], defense.decide(x[1:]).label)
+    assert facts_of(file)["kind"] == "HybridDefense"
+    export(defense, file, to="onnx")  # in the place of an earlier one
+    with pytest.raises(ValueError, match="must draw no random numbers"):
+        export(HybridDefense(members, sigma=0.1, repair="always"), tmp_path / "noisy.onnx", to="onnx")
+    (tmp_path / "other.onnx").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="was not exported by kerasdef"):
+        export(defense, tmp_path / "other.onnx", to="onnx")
 
 
 @pytest.mark.parametrize(

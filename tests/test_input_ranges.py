@@ -98,7 +98,10 @@ def wide_model(digits_model):
     return keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / TOP), *digits_model.layers])
 
 
-@pytest.mark.parametrize("name", CHECKED)
+SELDOM = ("PGD-l1", "APGD-l1", "FAB-l1", "FMN-l2", "Square-l2")  # other norms of attacks that are checked here often
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SELDOM else n for n in CHECKED])
 def test_an_attack_does_from_0_to_255_what_it_does_from_0_to_1(name, digits, digits_model, wide_model):
     x, y = digits[2][:24], digits[3][:24]
     narrow = quiet_run(_make(name, 1.0, digits_model), digits_model, x, y)

@@ -74,6 +74,5 @@ def test_the_best_point_is_judged_where_it_stands_not_ahead_of_it(digits, digits
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_it_keeps_the_contract(norm):
-    check_attack(NIM(norm=norm, eps=0.3, steps=4))
+def test_it_keeps_the_contract_in_l2():  # in Linf: see test_attacks.py
+    check_attack(NIM(norm="l2", eps=0.3, steps=4))

@@ -228,6 +228,7 @@ def test_wrong_data_are_errors(digits):
         GMAPoisoning()(dense(0), x[:8], y[:7], x_target[:4], y_target[:4])
 
 
+@pytest.mark.slow
 def test_poison_in_other_bounds_is_the_same_poison_in_their_units(digits):
     x, y, x_target, y_target = digits
     found = []

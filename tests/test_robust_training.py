@@ -3,18 +3,19 @@
 import dataclasses
 import inspect
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from typing import ClassVar
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import Commands
 from keras import layers
 
 import kerasdef
@@ -371,14 +372,14 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_as_one_of_the_same_seed_tha
 def test_a_process_that_was_killed_and_started_again_ends_with_the_same_weights(tmp_path):
     words = "train fast --dataset digits --network target_dnn --n-train 400 --epochs 8 --batch-size 64 --n-test 16"
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "kerasdef", *words.split(), "--no-autoattack", "--out", str(folder)]
+    words = [*words.split(), "--no-autoattack", "--out", folder]
     state = folder / "unfinished" / "model" / "training.npz"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        until = time.monotonic() + 300
-        while not state.exists() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    commands = Commands()
+    process = commands.start(*words)
+    while not state.exists() and not commands.ended(0.002):
+        pass
+    os.kill(process, signal.SIGKILL)
+    assert commands.status() == -signal.SIGKILL
     with np.load(state) as kept:
         assert 0 < json.loads(str(kept["meta"]))["epoch"] < 8
     assert not (folder / "pieces" / "model.npz").exists()
@@ -391,8 +392,8 @@ def test_a_process_that_was_killed_and_started_again_ends_with_the_same_weights(
         "autoattack": False,
     }
     whole = kerasdef.train_fast("digits", **options, progress=False)
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
+    commands.run(*words)
+    commands.close()
     with np.load(folder / "pieces" / "model.npz") as kept:
         history = json.loads(str(kept["meta"]))["history"]
         found = [kept[name] for name in sorted(kept.files) if name.startswith("w")]
@@ -432,7 +433,9 @@ OWN_MODELS = {
 
 
 @pytest.mark.usefixtures("lean")
-@pytest.mark.parametrize("kind", OWN_MODELS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k == "one logit" else k for k in OWN_MODELS]
+)
 def test_your_own_model_is_trained_in_place(kind, data):
     arrays = binary(data) if kind.startswith("one") else data
     model = OWN_MODELS[kind]()
@@ -497,7 +500,13 @@ def test_weights_are_averaged_unless_statistics_of_batch_norm_would_not_fit_them
 
 
 @pytest.mark.usefixtures("lean")
-@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", keras.losses.CategoricalFocalCrossentropy()])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "sparse_categorical_crossentropy",
+        pytest.param(keras.losses.CategoricalFocalCrossentropy(), marks=pytest.mark.slow),
+    ],
+)
 def test_a_compiled_model_of_yours_with_a_classification_loss_is_taken(data, loss):
     model = own("softmax")
     model.compile("sgd", loss)
@@ -563,7 +572,7 @@ def test_the_epochs_of_the_stages_add_up_and_each_has_one_at_least(epochs, share
 
 
 @pytest.mark.usefixtures("lean")
-@pytest.mark.parametrize(("objective", "trained"), [("trades", 2), ("madry", 1)])
+@pytest.mark.parametrize(("objective", "trained"), [("trades", 2), pytest.param("madry", 1, marks=pytest.mark.slow)])
 def test_stages_train_with_their_steps_at_their_radius_and_cost_what_the_formula_says(data, objective, trained):
     radii, steps = (0.5, 1.0), (1, 4)
     seen = []
@@ -644,7 +653,7 @@ def test_costs_survive_the_disk_and_stand_in_the_table_and_on_the_page(tmp_path)
 @pytest.fixture
 def refusal(refusal_of):
     return refusal_of(
-        recipe._Run, lambda method, data, **changes: kerasdef.train_robust(method, data, **settings(**changes))
+        recipe.Run, lambda method, data, **changes: kerasdef.train_robust(method, data, **settings(**changes))
     )
 
 

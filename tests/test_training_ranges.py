@@ -106,7 +106,7 @@ def test_recipes_train_a_softmax_inside_another_model_on_probabilities_not_on_lo
         model = keras.Sequential([keras.Input((8, 8, 1)), *base.layers, layers.Softmax()])
         if nested:
             model = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(1.0), model])
-        options = {"epochs": 2, "eps": EPS, "n_test": 20, "autoattack": False}
+        options = {"epochs": 2, "eps": EPS, "n_test": 20, "autoattack": False, "steps": 2}
         kerasdef.train_robust("pgd", (x, y, x_test, y_test), model=model, **options)
         found.append(base.get_weights())
     for a, b in zip(*found, strict=True):

@@ -54,6 +54,7 @@ def test_the_papers_networks_are_the_default_and_bad_values_are_refused():
 
 @pytest.mark.slow
 def test_the_papers_four_networks_run():
-    found = gma_victims(small(), epochs=2, batch_size=32, limit=30, progress=False)
+    few = datasets.load("digits").subset(n_train=40, n_test=10)
+    found = gma_victims(few, attack=GMA(steps=1), epochs=1, batch_size=20, limit=4, progress=False)
     assert list(found.table().index) == list(VICTIMS)
     assert np.all(np.isfinite(found.table()["under GMA"]))

@@ -20,7 +20,7 @@ from kerasdef.models.bpda import BPDA, bpda
 from kerasdef.norms import L1, L2, Box, Linf, Masked
 from kerasdef.testing import LinearOracle, check_attack, linear_model
 
-CW = CarliniWagner(steps=20, binary_search_steps=2, initial_c=1.0, learning_rate=0.1)
+CW = CarliniWagner(steps=10, binary_search_steps=2, initial_c=1.0, learning_rate=0.1)
 
 
 def wrong(model, x, y):
@@ -60,19 +60,8 @@ def other_model(digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("attack", "norm", "eps"),
-    [
-        (Restarts(PGD(eps=0.1, steps=3), 2), "linf", 0.1),
-        (WorstOf((PGD(eps=0.1, steps=3), BIM(eps=0.1, steps=3, loss="margin"))), "linf", 0.1),
-        (Quantized(PGD(eps=0.1, steps=3)), "linf", 0.1),
-        (Quantized(PGD(eps=0.5, steps=3, norm="l2")), "l2", 0.5),
-        (Cycled(PGD(steps=3), (0.1, 0.3)), "linf", 0.3),
-    ],
-    ids=lambda a: type(a).__name__,
-)
-def test_wrappers_of_budget_attacks_keep_the_contract(attack, norm, eps):
-    check_attack(attack, norm=norm, eps=eps)
+def test_a_wrapper_of_a_budget_attack_keeps_the_contract_in_l2():  # all of them in Linf: see test_attacks.py
+    check_attack(Quantized(PGD(eps=0.5, steps=3, norm="l2")), norm="l2", eps=0.5)
 
 
 @pytest.mark.slow
@@ -283,7 +272,7 @@ def test_averaged_gradients_are_stronger_against_a_random_model():
     clean = keras.Sequential([keras.Input((8,)), *model.layers[1:]])
     model.layers[-2].set_weights([rng.normal(size=(8, 16)).astype("float32"), np.zeros(16, "float32")])
     model.layers[-1].set_weights([rng.normal(size=(16, 2)).astype("float32"), np.zeros(2, "float32")])
-    x = rng.uniform(0, 1, (60, 8)).astype("float32")
+    x = rng.uniform(0, 1, (30, 8)).astype("float32")
     y = models.predict_logits(clean, x).argmax(axis=1)
     attack = BIM(eps=0.3, steps=4, best=False, early_stop=False)
 

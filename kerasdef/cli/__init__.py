@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kerasdef._version import __version__
-from kerasdef.cli import attack, export, report, train
+from kerasdef.cli import attack, certify, evaluate, export, report, train
 from kerasdef.cli import list as lists
 from kerasdef.texts import shown
 
@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 app.add_typer(train.app, name="train")
 app.command("attack")(attack.command)
+app.command("certify")(certify.command)
+app.command("evaluate")(evaluate.command)
 app.command("export")(export.command)
 app.command("report")(report.command)
 app.add_typer(lists.app, name="list")

@@ -9,6 +9,7 @@ import typer
 
 from kerasdef.cli.options import command, described
 from kerasdef.cli.start import load_backend, print_paths
+from kerasdef.recipes.hybrid.settings import HybridSettings
 from kerasdef.recipes.iar.settings import IARSettings
 from kerasdef.recipes.mia.settings import MIASettings
 from kerasdef.recipes.robust.settings import METHODS, MethodSettings, RobustSettings
@@ -43,5 +44,10 @@ _recipe(
     "mia", MIASettings, "Model Integration Approach: adversarial training in growing shares, bootstraps and a vote."
 )
 _recipe("iar", IARSettings, "Iterative adversarial retraining of an 11-class CNN. Afzal and Huzaifa, 2025")
+_recipe(
+    "hybrid",
+    HybridSettings,
+    "Hybrid defense: members trained in stages, a detector, an autoencoder, weights. Wen, Danso and Danso, 2025",
+)
 for _name, _own in METHODS.items():
     _method(_name, _own)

@@ -8,12 +8,15 @@ from kerasdef.defenses.base import Defense as Defense
 from kerasdef.defenses.base import Plain as Plain
 from kerasdef.defenses.base import RejectClass as RejectClass
 from kerasdef.defenses.base import as_defense as as_defense
-from kerasdef.defenses.hybrid import EvadeEnsemble as EvadeEnsemble
+from kerasdef.defenses.ensemble import EvadeEnsemble as EvadeEnsemble
 from kerasdef.defenses.hybrid import HybridDefense as HybridDefense
 from kerasdef.defenses.loading import load as load
 from kerasdef.defenses.manifest import Manifest as Manifest
 from kerasdef.defenses.manifest import Row as Row
 from kerasdef.defenses.runtime import Runtime as Runtime
+from kerasdef.defenses.smoothing import Certificates as Certificates
+from kerasdef.defenses.smoothing import Predictions as Predictions
+from kerasdef.defenses.smoothing import Smoothed as Smoothed
 from kerasdef.defenses.voting import EvadeVote as EvadeVote
 from kerasdef.defenses.voting import Vote as Vote
 from kerasdef.defenses.voting import Voting as Voting

@@ -14,7 +14,7 @@ from kerasdef import checks, models
 from kerasdef.annotations import check_fields, checked
 from kerasdef.goals import Evade, Goal, Misclassify
 from kerasdef.models.bounds import UNIT, input_bounds, onto
-from kerasdef.models.guard import NOBODY, Flag, Guard
+from kerasdef.models.guard import NOBODY, Flag, Guard, argmax
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,11 @@ class Members(keras.layers.Layer):
 
     def call(self, x, training=None):
         """Logits of each member."""
-        return [ops.cast(view(x, training=training), "float32") for view in self.views.models]
+        return self.of(x, slice(None), training=training)
+
+    def of(self, x, which: slice, training=None) -> list:
+        """Logits of some members."""
+        return [ops.cast(view(x, training=training), "float32") for view in self.views.models[which]]
 
     def compute_output_spec(self, x, training=None):
         """Shapes and types of the outputs."""
@@ -167,7 +171,7 @@ class Verdict(keras.layers.Layer):
     def call(self, logits):
         """The outputs of a defense."""
         (logits,) = logits
-        label = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        label = argmax(logits)
         answer = {"label": label, "probabilities": ops.softmax(logits, axis=-1)}
         if self.flags:
             answer["is_adversarial"] = ops.equal(label, NOBODY if self.reject is None else self.reject)

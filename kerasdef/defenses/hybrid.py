@@ -1,202 +1,27 @@
-"""The runtime defense: detect, purify, smooth, and average, as one Keras model, and the goal of who attacks it."""
+"""The runtime defense: detect, purify, smooth, and average, as one Keras model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
 from keras import ops
 
-from kerasdef import backend, checks, models
-from kerasdef import random as draws_of
-from kerasdef.annotations import check_fields, checked
-from kerasdef.defenses.base import Decision, Defense, Members, bounds_of, check_members
+from kerasdef import checks, models
+from kerasdef.annotations import checked
+from kerasdef.defenses.base import Decision, Defense, bounds_of, check_members
 from kerasdef.defenses.detectors.base import Detector
+from kerasdef.defenses.ensemble import EvadeEnsemble
 from kerasdef.defenses.purifiers.base import Purifier
+from kerasdef.defenses.stages import Stages
 from kerasdef.defenses.weights import AdaptiveWeights
-from kerasdef.goals import CLIMBS, Evade, Goal, Misclassify, answered
+from kerasdef.goals import Goal
 from kerasdef.models.bounds import onto
-from kerasdef.models.guard import MOST
+from kerasdef.models.guard import argmax
 
 REPAIR = ("flagged", "always")
 FLAGGED = ("rejected", "answered")
-
-
-@dataclass(frozen=True)
-class EvadeEnsemble(Goal):
-    """Goal against a weighted ensemble, perhaps behind a detector: a wrong label that is not flagged.
-
-    It reads the outputs of `HybridDefense.surface()`, of shape (n, members, K), which are the logarithms of the
-    weighted probabilities. Where a detector rejects there is one column more, of shape (n, members, K + 1): how far the
-    score is above the threshold. The logits of the ensemble are then those of the K classes and, for "rejected", the
-    largest of these plus this excess (Carlini and Wagner, 2017), which wins exactly where the detector flags.
-
-    Args:
-        reject: Index of the class of rejected inputs, which is K, or None where nothing is rejected.
-        climbs: What the attacker raises: the loss of the "mean" probabilities, the mean of the losses of the single
-            "members", or the sum of "both".
-    """
-
-    reject: int | None = None
-    climbs: str = "both"
-
-    def __post_init__(self):
-        check_fields(self)
-        checks.one_of("climbs", self.climbs, CLIMBS)
-        self.check(checks.MOST_CLASSES)
-
-    def check(self, classes):
-        """The class of rejected inputs must be the last of the model's."""
-        self._single.check(classes)
-
-    @property
-    def unwanted(self) -> int:
-        """Number of classes that are no gain for the attacker."""
-        return 1 if self.reject is None else 2
-
-    @property
-    def _single(self) -> Goal:
-        return Misclassify() if self.reject is None else Evade(self.reject)
-
-    def joint(self, logits):
-        """Logits of the ensemble, of shape (n, K) or, with a class for "rejected", (n, K + 1)."""
-        if self.reject is None:
-            return ops.logsumexp(logits, axis=1)
-        return _with_flag(ops.logsumexp(logits[:, :, :-1], axis=1), logits[:, 0, -1])
-
-    def averaged(self, logits):
-        """Outputs that stand for several draws: the logarithms of the mean probabilities, and the mean excess."""
-        log_p = logits if self.reject is None else logits[..., :-1]
-        log_p = ops.logsumexp(log_p, axis=1) - np.log(logits.shape[1])
-        if self.reject is None:
-            return log_p
-        return ops.concatenate([log_p, ops.mean(logits[..., -1:], axis=1)], axis=-1)
-
-    @property
-    def variants(self) -> dict[str, Goal]:
-        """Those that climb another of the three."""
-        return {name: replace(self, climbs=name) for name in CLIMBS if name != self.climbs}
-
-    def apart(self, logits, y):
-        """The margin of the ensemble among the real classes, and the detector's excess."""
-        return self._single.apart(self.joint(logits), y)
-
-    def value(self, loss, logits, y):
-        """Value of shape (n,) that the attacker raises."""
-        mean = self._single.value(loss, self.joint(logits), y)
-        if self.climbs == "mean" or logits.shape[1] == 1:
-            return mean
-        found = [self._single.value(loss, self._member(logits, i), y) for i in range(logits.shape[1])]
-        members = sum(found) / len(found)
-        return members if self.climbs == "members" else members + mean
-
-    def merged(self, logits, y):
-        """Logits of the ensemble in which any class but y is what the attacker wants."""
-        return self._single.merged(self.joint(logits), y)
-
-    def reached(self, logits, y):
-        """The label of the ensemble is wrong, and nothing is flagged."""
-        return ops.logical_and(answered(logits), self._single.reached(self.joint(logits), y))
-
-    def _member(self, logits, i):
-        own = logits[:, i]
-        return own if self.reject is None else _with_flag(own[:, :-1], own[:, -1])
-
-
-def _with_flag(z, excess):
-    """Logits with a column for "rejected", which is the largest exactly where the excess is above 0."""
-    return ops.concatenate([z, ops.max(z, axis=-1, keepdims=True) + ops.expand_dims(excess, -1)], axis=-1)
-
-
-class Stages(keras.layers.Layer):
-    """Algorithm 1 without its last line: images to the weighted answers of the members, and the detector's excess.
-
-    Args:
-        members: The classifiers.
-        detector: A detector that is attached to them, or None.
-        purifier: A purifier, or None.
-        sigma: Standard deviation of the smoothing noise.
-        draws: Number of noisy copies that are averaged where sigma is above 0.
-        weights: Weights of the members.
-        always: Whether every image is repaired; otherwise those that are flagged.
-        rejects: Whether the excess is the last column of the outputs.
-
-    Call arguments:
-        x: Images of shape (n, ...).
-
-    Returns:
-        Tensor of shape (n, members, K) or, if it rejects, (n, members, K + 1): log(w_i p_i), and the excess.
-    """
-
-    def __init__(self, members, detector, purifier, *, sigma, draws, weights, always, rejects, seed, **kwargs):
-        super().__init__(dtype="float32", **kwargs)
-        self.members = Members(members, name="members")
-        self.detector, self.purifier, self.weighted = detector, purifier, weights
-        self.sigma, self.draws, self.always, self.rejects = sigma, draws, always, rejects
-        self.seeds = keras.random.SeedGenerator(seed) if sigma > 0 else None
-        self.built = True
-
-    @property
-    def repairs(self) -> bool:
-        """Whether anything is done to an image before it is answered."""
-        return self.purifier is not None or self.sigma > 0
-
-    def watched(self, x):
-        """Logarithms of the members' probabilities, (n, members, K), and the detector's excess, (n,), or None."""
-        logits = ops.stack(self.members(x), axis=1)
-        if self.detector is None:
-            return ops.log_softmax(logits, axis=-1), None
-        excess = self.detector.excess(x, logits)
-        return ops.log_softmax(logits, axis=-1), ops.where(ops.isfinite(excess), excess, MOST)
-
-    def parts(self, x):
-        """Logarithms of the members' probabilities after the repair, (n, members, K), and the excess, (n,), or None."""
-        log_p = excess = None
-        if self.detector is not None or not (self.repairs and self.always):
-            log_p, excess = self.watched(x)
-        if self.repairs and self.always:
-            log_p = self._repaired(x, *self._noise(x))
-        elif self.repairs and excess is not None:
-            log_p = backend.on_rows(excess > 0, self._repaired, (x, *self._noise(x)), log_p)
-        return log_p, excess
-
-    def call(self, x):
-        """Detect, repair, answer."""
-        log_p, excess = self.parts(x)
-        answer = self.weighted(log_p)
-        if not self.rejects:
-            return answer
-        excess = ops.broadcast_to(ops.reshape(excess, (-1, 1, 1)), ops.shape(answer[:, :, :1]))
-        return ops.concatenate([answer, excess], axis=-1)
-
-    def _noise(self, x):
-        """A seed for each image, of shape (n,), where there is noise."""
-        if self.seeds is None:
-            return ()
-        state = ops.cast(ops.reshape(self.seeds.next(), (-1,)), "uint32")
-        first = draws_of.fold(state[:1], ops.cast(state[1:2], "int32"))
-        count = ops.shape(x)[0]
-        return (draws_of.fold(ops.broadcast_to(first, (count,)), ops.arange(count, dtype="int32")),)
-
-    def _repaired(self, x, seeds=None):
-        """Logarithms of the members' probabilities after the repair."""
-        x = x if self.purifier is None else self.purifier(x)
-        if seeds is None:
-            return ops.log_softmax(ops.stack(self.members(x), axis=1), axis=-1)
-        shape = tuple(x.shape[1:])
-        noise = draws_of.normal(seeds, (self.draws, *shape))
-        copies = ops.reshape(ops.expand_dims(x, 1) + self.sigma * noise, (-1, *shape))
-        log_p = ops.log_softmax(ops.stack(self.members(copies), axis=1), axis=-1)
-        log_p = ops.reshape(log_p, (-1, self.draws, *log_p.shape[1:]))
-        return ops.logsumexp(log_p, axis=1) - np.log(self.draws)
-
-    def compute_output_spec(self, x):
-        """Shape and type of the output."""
-        members = self.members.compute_output_spec(x)
-        shape = (x.shape[0], len(members), members[0].shape[-1] + self.rejects)
-        return keras.KerasTensor(shape, dtype="float32")
 
 
 class Answer(keras.layers.Layer):
@@ -216,8 +41,8 @@ class Answer(keras.layers.Layer):
         joint = self.goal.joint(staged)
         real = joint if self.goal.reject is None else joint[:, :-1]
         found = {
-            "label": ops.cast(ops.argmax(joint, axis=-1), "int32"),
-            "answer": ops.cast(ops.argmax(real, axis=-1), "int32"),
+            "label": argmax(joint),
+            "answer": argmax(real),
             "probabilities": ops.softmax(joint, axis=-1),
         }
         if self.goal.reject is not None:
@@ -252,6 +77,9 @@ class HybridDefense(Defense):
         weights: Weights of the members; None begins with equal ones.
         repair: Whether what is "flagged" is purified and smoothed, or "always" every image.
         flagged: "rejected" or "answered", as above.
+        sure: Selective activation: where the first member gives a class at least this probability, and nothing is
+            flagged, it answers alone, and with TensorFlow the others are not asked. The detector is then one that was
+            fitted for the first member. None always asks all members.
         seed: Seed of the noise.
         bounds: `(low, high)`: range of the values that the members take. None takes what they say, else (0, 1).
         name: Name of the model.
@@ -279,6 +107,7 @@ class HybridDefense(Defense):
         weights: AdaptiveWeights | None = None,
         repair: str = "flagged",
         flagged: str = "rejected",
+        sure: float | None = None,
         seed: int = 0,
         bounds: tuple[float, float] | None = None,
         name: str = "hybrid",
@@ -290,10 +119,14 @@ class HybridDefense(Defense):
         checks.one_of("flagged", flagged, FLAGGED)
         checks.real("sigma", sigma, low=0.0)
         checks.positive_int("draws", draws)
+        if sure is not None:
+            sure = checks.share("sure", sure)
+            if len(members) < 2:
+                raise ValueError(f"`sure` needs at least two members. Received: sure={sure} with one member")
         if detector is not None:
             if not detector.built:
                 detector.check_fitted()
-            detector.attach(members)
+            detector.attach(members if sure is None else members[:1])
         for part, given in (("detector", detector), ("purifier", purifier)):
             if given is not None and tuple(given.bounds) != tuple(bounds):
                 raise ValueError(f"`{part}` must have the bounds of the members, {bounds}. Received: {given.bounds}")
@@ -311,6 +144,7 @@ class HybridDefense(Defense):
             weights=weights,
             always=repair == "always",
             rejects=rejects,
+            sure=sure,
             seed=checks.non_negative_int("seed", seed),
             name="stages",
         )
@@ -322,7 +156,8 @@ class HybridDefense(Defense):
         super().__init__(images, answer, classes=outputs, reject=reject, bounds=bounds, name=name)
         self._attacked = models.Untracked((models.as_logits(staged),))
         self._goal = goal
-        self._settings = {"sigma": float(sigma), "draws": draws, "repair": repair, "flagged": flagged, "seed": seed}
+        self._settings = {"sigma": float(sigma), "draws": draws, "repair": repair, "flagged": flagged}
+        self._settings |= {"sure": sure, "seed": seed}
 
     @property
     def learns(self) -> bool:
@@ -430,5 +265,5 @@ class HybridDefense(Defense):
             if config[part] is not None:
                 config[part] = keras.saving.deserialize_keras_object(config[part], custom_objects)
         if config["detector"] is not None:
-            config["detector"].attach(members)
+            config["detector"].attach(members if config["sure"] is None else members[:1])
         return cls(members, **config)

@@ -14,8 +14,8 @@ from kerasdef.defenses.hybrid import HybridDefense
 class Runtime:
     """A `HybridDefense` in a Python service.
 
-    The state that moves is that of the defense itself, which `kerasdef.models.export.export` keeps. It is for one thread
-    at a time.
+    The state that moves is that of the defense itself, which `kerasdef.models.export.export` keeps. It serves one
+    thread at a time.
 
     Args:
         defense: The defense.

@@ -15,6 +15,7 @@ from kerasdef import checks
 from kerasdef.annotations import check_fields, checked
 from kerasdef.defenses.base import NOBODY, OfMembers, check_members
 from kerasdef.goals import CLIMBS, Evade, Goal, Misclassify, answered, mean_of_probabilities
+from kerasdef.models.guard import argmax
 
 _SEEDS = np.iinfo(np.int32).max  # scikit-learn draws the seeds of the members below this
 
@@ -50,9 +51,11 @@ def decide(logits):
         `(label, votes, probabilities)` of shapes (n,), (n, classes) and (n, classes).
     """
     probabilities = ops.mean(ops.softmax(logits, axis=-1), axis=1)
-    ballots = ops.one_hot(ops.argmax(logits, axis=-1), logits.shape[-1], dtype="float32")
+    ballots = ops.one_hot(argmax(logits), logits.shape[-1], dtype="float32")
     votes = ops.sum(ballots, axis=1)
-    label = ops.argmax(votes + 0.5 * probabilities, axis=-1)  # less than one vote: decides between equals only
+    label = argmax(
+        ops.cast(votes, probabilities.dtype) + 0.5 * probabilities
+    )  # less than one vote: decides between equals only
     return label, votes, probabilities
 
 

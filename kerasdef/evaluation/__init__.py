@@ -1,5 +1,6 @@
 """Evaluation: what each model said of each image, and the report made of it."""
 
+from kerasdef.evaluation.certified import certified_accuracy as certified_accuracy
 from kerasdef.evaluation.measures import measure as measure
 from kerasdef.evaluation.outcomes import COLUMNS as COLUMNS
 from kerasdef.evaluation.outcomes import Outcome as Outcome
@@ -14,6 +15,14 @@ _LATER = {
     "Planned": "plan",
     "evaluate": "judging",
     "Evaluation": "judging",
+    "Binarization": "sanity.binarization",
+    "binarization": "sanity.binarization",
+    "Monotone": "sanity.trends",
+    "Unbounded": "sanity.trends",
+    "monotone": "sanity.trends",
+    "unbounded": "sanity.trends",
+    "SelfCheck": "sanity.check",
+    "self_check": "sanity.check",
     "four_numbers": "randomness",
     "FourNumbers": "randomness",
     "Randomness": "randomness",

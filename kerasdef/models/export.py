@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import json
 import os
 import subprocess
@@ -25,13 +26,14 @@ from keras import ops
 from kerasdef import backend, checks, models
 from kerasdef.files import write_whole
 from kerasdef.models.bounds import UNIT, float_input, from_pixels, input_bounds
-from kerasdef.models.guard import Flag, Guard, note
+from kerasdef.models.guard import Flag, Guard, argmax, note
 from kerasdef.models.loading import read_keras
-from kerasdef.models.served import FACTS, KERAS_FACTS, facts_of
+from kerasdef.models.served import FACTS, KERAS_FACTS, ONNX_FACTS, facts_of
 from kerasdef.runs import places
 from kerasdef.runs.places import RUN
 
-FORMATS = ("saved_model", "keras")
+FORMATS = ("saved_model", "keras", "onnx")
+_OPSET = 17  # of ONNX, the newest that tf2onnx 1.16 writes
 PROBABILITY_TOLERANCE = 1e-4  # float32 sums in another order: another graph, another backend
 _PROBES, _POOL = 64, 192
 
@@ -84,7 +86,7 @@ def _answers(model: keras.Model, bounds: tuple[float, float]) -> keras.Model:
     images = keras.Input(model.input_shape[1:])
     safe, valid = Guard(bounds)(images)
     z = ops.cast(models.logits_view(float_input(model))(safe), "float32")
-    answer = {"label": ops.cast(ops.argmax(z, axis=-1), "int32"), "probabilities": ops.softmax(z)}
+    answer = {"label": argmax(z), "probabilities": ops.softmax(z)}
     return keras.Model(images, Flag()(answer, valid))
 
 
@@ -135,6 +137,44 @@ def _write_saved_model(model: keras.Model, path: Path, bounds: tuple[float, floa
         specs = [tf.TensorSpec(shape, tf.float32, name="images"), tf.TensorSpec((None,), tf.int64, name="labels")]
         archive.add_endpoint("update", update, specs)
     archive.write_out(str(path), verbose=False)
+
+
+def _write_onnx(model: keras.Model, path: Path, bounds: tuple[float, float], facts: Mapping) -> None:
+    """Write the part of a model that keeps no state as ONNX."""
+    import onnx
+    import tensorflow as tf
+    import tf2onnx
+
+    model = _answers(model, bounds)
+    images = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images")
+    with backend.fixed_rows():
+        program = tf.function(lambda images: model(images, training=False), autograph=False)
+        proto, _ = tf2onnx.convert.from_function(program, input_signature=[images], opset=_OPSET)
+    onnx.helper.set_model_props(proto, {ONNX_FACTS: json.dumps(facts)})
+    path.write_bytes(proto.SerializeToString())
+
+
+def _run_onnx(path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"images": x}), strict=True))
+
+
+def _check_onnx(model: keras.Model) -> None:
+    """Raise where a model cannot be written as ONNX, before any work."""
+    missing = [n for n in ("onnx", "onnxruntime", "tf2onnx") if importlib.util.find_spec(n) is None]
+    if missing:
+        raise ValueError(
+            f"`to` can be 'onnx' after `pip install kerasdef[onnx]`. Received: {', '.join(missing)} missing"
+        )
+    if backend.NAME != "tensorflow":
+        raise ValueError(f"`to` can be 'onnx' with the TensorFlow backend. Received: KERAS_BACKEND={backend.NAME}")
+    if backend.seed_variables(model):
+        raise ValueError(
+            f"`model` must draw no random numbers to become ONNX, which keeps no state. Received: model={model.name!r}"
+        )
 
 
 @contextlib.contextmanager
@@ -198,8 +238,8 @@ def export(
     Args:
         model: A `kerasdef.defenses.Defense`, or a classifier; the SavedModel of a classifier gives `label`,
             `probabilities` and `is_valid`.
-        path: A folder for "saved_model", a file ending in .keras for "keras": nothing, an empty folder, or an earlier
-            export of the same kind and run, which is replaced.
+        path: A folder for "saved_model", a file ending in .keras for "keras", in .onnx for "onnx": nothing, an empty
+            folder, or an earlier export of the same kind and run, which is replaced.
         to: "saved_model": signatures `serving_default` (float32 images within the bounds) and `serving_uint8` (uint8
             images, 0 to 255 mapped onto the bounds), both with named outputs; runs without kerasdef. Images of another
             shape are TensorFlow's InvalidArgumentError. One with values that are not finite or not within the bounds
@@ -207,7 +247,9 @@ def export(
             a note among the facts. No other image in the batch is answered otherwise for it. A defense that learns has
             a signature `update` too, of images and their true labels (int64, shape (n,)). "keras": a .keras
             file for safe mode. That of a defense loads once kerasdef is known to Keras: `import kerasdef.defenses`, or
-            `kerasdef.defenses.load(path)`; that of a classifier loads as any.
+            `kerasdef.defenses.load(path)`; that of a classifier loads as any. "onnx": a file for ONNX Runtime, of the
+            part that keeps no state: one input `images`, the outputs of `serving_default`, and nothing that is learned
+            while serving. It needs `pip install kerasdef[onnx]` and the TensorFlow backend.
         bounds: `(low, high)`: range of the values that the model takes. None takes what the model says (a defense knows
             its bounds; an Input of uint8 or a first division by 255 means (0, 255)), and (0, 1) where it says nothing.
         facts: JSON values to note in the file, such as the settings of the run as "run", so that `kerasdef attack`
@@ -218,14 +260,15 @@ def export(
 
     Raises:
         ValueError: An unknown format, a wrong file name, something else where the export is to be, other bounds than
-            the defense has, weights that are not finite.
+            the defense has, weights that are not finite, or a model or environment that ONNX cannot be written with.
         OSError: It could not be written.
         RuntimeError: What was written does not decide as the live model.
     """
     path = Path(path)
     checks.one_of("to", to, FORMATS)
-    if to == "keras" and path.suffix != ".keras":
-        raise ValueError(f"`path` must end in .keras. Received: path={str(path)!r}")
+    ending = {"keras": ".keras", "onnx": ".onnx"}.get(to)
+    if ending and path.suffix != ending:
+        raise ValueError(f"`path` must end in {ending}. Received: path={str(path)!r}")
     places.of_export(path, to, (facts or {}).get("run"), facts_of)
     said, bounds = input_bounds(model), None if bounds is None else checks.bounds(bounds)
     if bounds is not None and said != bounds and (to == "keras" or hasattr(model, "facts")):
@@ -235,6 +278,8 @@ def export(
         )
     bounds = bounds or said or UNIT
     _check_weights(model)
+    if to == "onnx":
+        _check_onnx(model)
     x, wanted = _probes(model, bounds)
     floats = from_pixels(x, bounds)
     seeds = [np.array(ops.convert_to_numpy(v.value)) for v in backend.seed_variables(model)]
@@ -243,7 +288,7 @@ def export(
         _begin(model, seeds)
     noted = getattr(model, "facts", {"kind": "Plain", "reject": None, "bounds": list(bounds)}) | dict(facts or {})
     noted = {"classes": wanted["probabilities"].shape[-1]} | noted
-    if to == "saved_model" or hasattr(model, "facts"):  # the .keras file of a classifier has no guard
+    if to != "keras" or hasattr(model, "facts"):  # the .keras file of a classifier has no guard
         flag = "is_adversarial" if "is_adversarial" in wanted else "is_valid"
         noted["invalid_images"] = note(bounds, noted["reject"], flag)
 
@@ -255,6 +300,10 @@ def export(
             again = read_keras(part)
             _begin(again, seeds)  # Keras does not keep where a random layer is in its draws
             _compare(_outputs(again, floats, bounds), wanted, "The .keras file")
+            return
+        if to == "onnx":
+            _write_onnx(model, part, bounds, noted)
+            _compare(_run_onnx(part, floats.astype("float32")), wanted, "The ONNX file")
             return
         write_saved_model = _write_saved_model if backend.NAME == "tensorflow" else _write_elsewhere
         with _disk_errors():
@@ -315,7 +364,7 @@ def export_run(run: str | Path, *, to: str = "saved_model", out: str | Path | No
         )
     written = {}
     for file in found:
-        name = "saved_model" if to == "saved_model" else file.name
+        name = {"saved_model": "saved_model", "keras": file.name, "onnx": f"{file.stem}.onnx"}[to]
         place = file.parent / name if out is None else Path(out)
         if out is not None and len(found) > 1:
             place = Path(out) / file.parent.name / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import ops
 
 from kerasdef import checks
@@ -70,7 +71,7 @@ class Flag(keras.layers.Layer):
     def call(self, answer, valid):
         """Put the answer for invalid images in their places."""
         answer, p = dict(answer), answer["probabilities"]
-        valid = ops.logical_and(valid, ops.all(ops.isfinite(p), axis=-1))
+        valid = ops.logical_and(valid, ops.all(finite(p), axis=-1))
         row, outputs = ops.expand_dims(valid, -1), p.shape[-1]
         if self.reject is None:
             share, label = ops.full((1, outputs), 1 / outputs, dtype=p.dtype), NOBODY
@@ -90,6 +91,19 @@ class Flag(keras.layers.Layer):
         else:
             answer["is_valid"] = valid
         return answer
+
+
+def argmax(x):
+    """Index of the largest value on the last axis, the first where several are, int32.
+
+    `keras.ops.argmax` looks at single bits of the numbers with TensorFlow, which ONNX cannot say.
+    """
+    return ops.cast(ops.top_k(x, 1)[1][..., 0], "int32")
+
+
+def finite(x):
+    """Booleans of the shape of x: the values are finite; by a comparison, which every program knows."""
+    return ops.abs(x) <= float(np.finfo("float32").max)
 
 
 def note(bounds: tuple[float, float], reject: int | None, flag: str) -> str:

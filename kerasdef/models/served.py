@@ -17,6 +17,7 @@ from kerasdef.models.vetting import file_operations
 GRAPH = "saved_model.pb"
 FACTS = Path("assets.extra", "kerasdef.json")  # TensorFlow's place for files of others in a SavedModel
 KERAS_FACTS = "kerasdef.json"  # in a .keras file, which is a zip archive
+ONNX_FACTS = "kerasdef"  # among the properties of an ONNX model
 _NAMED = 5  # most operations that an error names
 
 
@@ -149,7 +150,7 @@ class Served:
 
 
 def facts_of(path: str | Path) -> dict:
-    """What `export` noted in a SavedModel or a .keras file; empty for those of others.
+    """What `export` noted in a SavedModel, a .keras or an .onnx file; empty for those of others.
 
     Raises:
         ValueError: There are notes, and they are none of `export`.
@@ -160,6 +161,11 @@ def facts_of(path: str | Path) -> dict:
             with zipfile.ZipFile(path) as file:
                 check_zip(file)
                 facts = json.loads(file.read(KERAS_FACTS)) if KERAS_FACTS in file.namelist() else {}
+        elif path.suffix == ".onnx" and path.is_file():
+            import onnx
+
+            noted = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
+            facts = json.loads(noted.get(ONNX_FACTS, "{}"))
         else:
             file = path / FACTS
             facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

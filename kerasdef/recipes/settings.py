@@ -209,14 +209,104 @@ class AttackSettings(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(RunSettings):
+    """What `kerasdef evaluate` takes."""
+
+    run: Path | str = setting(
+        argument=True, record=False, check=_finished, help="The folder of a finished run, whose defense is judged."
+    )
+    data: str | Path | Any = setting(
+        None,
+        option="--dataset",
+        record=False,
+        help='The data set: a name such as "digits" or the path of an .npz file. By default that of the run, whose '
+        "test images are used.",
+        python="Also a `Dataset` or arrays, as the recipes take them.",
+    )
+    adaptive: bool = setting(
+        False,
+        check=switch,
+        help="Whether the defense is also attacked by one who knows all of it, and each of its members alone as "
+        "strongly. Only that says how robust it is.",
+    )
+    n: int = setting(200, check=checks.positive_int, help="The largest number of test images to judge on.")
+    eps: float | None = setting(
+        None,
+        check=positive,
+        read=fraction,
+        help="The Linf radius in units of the data, such as 8/255 or 0.3. By default that of the run.",
+    )
+    steps: int = setting(100, check=checks.positive_int, help="The number of steps of the adaptive attacks.")
+    autoattack: bool = setting(
+        True,
+        check=switch,
+        help="Whether the standard AutoAttack is one of the attacks that are made on the undefended model.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifySettings(RunSettings):
+    """What `kerasdef certify` takes."""
+
+    data: str | Path | Any = dataset(
+        "Also a `Dataset`, or arrays (x, y), of which all are certified, or (x_train, y_train, x_test, y_test)."
+    )
+    model: Path | Any = setting(
+        argument=True,
+        record=False,
+        help="The model to smooth: a .keras file, or the folder of a run. Of a defense the decision is smoothed. An "
+        "exported SavedModel cannot be smoothed, since it refuses values beyond its bounds.",
+        python="Also a built Keras classifier.",
+    )
+    sigma: float = setting(
+        0.25,
+        check=positive,
+        help="The standard deviation of the noise in units of the data; a model that was trained with the same noise "
+        "certifies most.",
+        source="Cohen et al., 2019, who take 0.12 to 1.0",
+    )
+    n: int | None = setting(
+        None, check=checks.positive_int, help="The number of test images to certify. By default all are certified."
+    )
+    draws: int = setting(
+        10_000,
+        check=checks.positive_int,
+        help="The number of noisy copies of each image that its radius follows from. Ten times as many, as in the "
+        "paper, certify larger radii.",
+    )
+    n0: int = setting(
+        100,
+        check=checks.positive_int,
+        source="the paper's 100",
+        help="The number of other noisy copies of each image that its label is guessed from.",
+    )
+    alpha: float = setting(
+        0.001,
+        check=checks.share,
+        source="the paper's 0.001",
+        help="The probability, for each image, that its certificate is wrong.",
+    )
+    bounds: tuple[float, float] | None = setting(
+        None,
+        check=pair,
+        read=numbers,
+        help="The range LOW,HIGH of the values that the model itself takes, such as 0,255. By default it is read off "
+        "the model's first layers, or else is that of the data.",
+    )
+    batch_size: int = setting(
+        512, check=checks.positive_int, record=False, help="The number of noisy images that are worked on at a time."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportSettings(Settings):
     """What `kerasdef export` takes."""
 
     run: Path = setting(argument=True, help="The folder of a finished run, or a .keras file.")
     to: str = setting(
         "saved_model",
-        check=partial(checks.one_of, choices=("saved_model", "keras")),
-        help='The format: "saved_model" for a SavedModel, or "keras" for a .keras file.',
+        check=partial(checks.one_of, choices=("saved_model", "keras", "onnx")),
+        help='The format: "saved_model" for a SavedModel, "keras" for a .keras file, "onnx" for ONNX Runtime.',
     )
     out: Path | None = setting(None, help="Where to write. By default into the folder of the run.")
 

@@ -268,7 +268,9 @@ class Results:
 
         Floats are rounded to 6 significant digits; labels per image enter through a digest.
         """
-        return rounded(self.record() | {"labels": {key(o): digest(o) for o in self.outcomes}})
+        sections = [section.record() for section in self.sections if not section.timing]
+        labels = {key(o): digest(o) for o in self.outcomes}
+        return rounded(self.record() | {"sections": plain(sections, "sections"), "labels": labels})
 
     def record(self) -> dict:
         """Everything about the run and its results as JSON values, at full precision."""

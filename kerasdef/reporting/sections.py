@@ -25,6 +25,7 @@ class Section:
         text: Sentences that say what is shown.
         rows: Rows of the table, all with the same keys, which are its heads; values are JSON values.
         figure: Drawn, or as the bytes of a PNG file; or None.
+        timing: Whether the rows hold times, which two runs of one seed do not share.
 
     Raises:
         ValueError: The name is no identifier, or rows differ in their keys.
@@ -35,6 +36,7 @@ class Section:
     text: str = ""
     rows: Sequence[Mapping] = ()
     figure: Figure | bytes | None = None
+    timing: bool = False
 
     def __post_init__(self):
         check_fields(self)
@@ -56,7 +58,8 @@ class Section:
 
     def record(self) -> dict:
         """All but the figure, as JSON values."""
-        return {"name": self.name, "title": self.title, "text": self.text, "rows": self.rows}
+        names = ("name", "title", "text", "rows", "timing")
+        return {name: getattr(self, name) for name in names}
 
 
 def png(figure: Figure) -> bytes:

@@ -16,8 +16,11 @@ REPORT = "report.json"
 _SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra", "keras_metadata.pb"}
 OF_RUN = (RUN, LOCK, "pieces/x.npz", "unfinished/x.npz", "saved_model/x.pb")  # x: whatever lies in the folder
 OF_REPORT = (REPORT, "report.csv", "report.html", "outcomes.npz", "figures/x.png")
+CERTIFICATES = "certificates.tsv"
 _OF_ATTACK = ("examples.npz", "attack.csv", "attack.json", f"{STATE}/{RUN}")
-OWN_MODELS = ("model.keras", "mia.keras", "iar.keras")  # that recipes write into the folder of their run
+_OF_CERTIFY = (CERTIFICATES, f"{STATE}/{RUN}")
+OWN_MODELS = ("model.keras", "mia.keras", "iar.keras", "hybrid.keras")  # of recipes, in the folder of their run
+UNDEFENDED = "undefended/model.keras"  # that of a run whose attacks were made on another model than its own
 _OF_REPORT = ("settings", "dataset", "main", "seed")  # what tells one run's report from another's
 
 
@@ -89,14 +92,28 @@ def of_attack(path: Path) -> None:
     Raises:
         ValueError: It does, or something else is in the place of a file of the report.
     """
+    _of_judging(path, "attack", _OF_ATTACK)
+
+
+def of_certify(path: Path) -> None:
+    """Refuse a folder for certificates that holds anything but earlier ones.
+
+    Raises:
+        ValueError: It does, or something else is in the place of a file of theirs.
+    """
+    _of_judging(path, "certification", _OF_CERTIFY)
+
+
+def _of_judging(path: Path, kind: str, names: Iterable[str]) -> None:
+    """Refuse a folder for what is found of a finished model that holds anything but the same of earlier."""
     there = others(path)
     if there and ((path / RUN).exists() or not (path / STATE / RUN).exists()):
         what = "the run of a training" if (path / RUN).exists() else f"other files ({there[0]})"
         raise ValueError(
-            f"`out` must be a new or empty folder, or one of an earlier attack. Received: out={str(path)!r}, "
+            f"`out` must be a new or empty folder, or one of an earlier {kind}. Received: out={str(path)!r}, "
             f"which holds {what}"
         )
-    free(path, [*OF_REPORT, *_OF_ATTACK])
+    free(path, [*OF_REPORT, *names])
 
 
 def of_report(path: Path, record: Mapping) -> None:
@@ -130,7 +147,7 @@ def of_export(path: Path, to: str, run: Mapping | None, noted: Callable[[Path], 
 
     Args:
         path: Where it is to be written; the folder that it lies in is made.
-        to: The format, "saved_model" or "keras".
+        to: The format, "saved_model", "keras" or "onnx".
         run: Settings of the run that is exported, or None.
         noted: Reads what an export has noted in itself; empty for files of others.
 

@@ -68,7 +68,7 @@ class Store:
         places.folder("out", self.folder)
         there = [p for name in ("pieces", "unfinished") for p in (self.folder / name).rglob("*.npz")]
         there = [p.relative_to(self.folder).as_posix() for p in there]
-        places.free(self.folder, [*places.OF_RUN, *places.OF_REPORT, *places.OWN_MODELS, *there])
+        places.free(self.folder, [*places.OF_RUN, *places.OF_REPORT, *places.OWN_MODELS, places.UNDEFENDED, *there])
         found = _read(record) if record.exists() else None
         if found is not None:
             _check_same(found, settings, self.folder)  # before anything in the folder is touched

@@ -23,3 +23,4 @@ from kerasdef.training.objectives import Trades as Trades
 from kerasdef.training.retraining import Shares as Shares
 from kerasdef.training.schedules import Radius as Radius
 from kerasdef.training.schedules import Stage as Stage
+from kerasdef.training.smoothing import NoiseTraining as NoiseTraining

@@ -17,7 +17,7 @@ from kerasdef.annotations import checked
 from kerasdef.attacks import Goal, Misclassify, StepAttack, signs
 from kerasdef.training.objectives import Batch, Madry, Objective, kl_divergence
 from kerasdef.training.schedules import Radius
-from kerasdef.training.trainer import Trainer, check_bounds, check_classifier
+from kerasdef.training.trainer import Trainer, all_steps, check_attack, check_classifier
 
 _LOOK = 100  # batches between two looks at what the attack may be blind to: one more gradient each time
 _REPLICA = 0x3C6EF35F  # any odd number: seeds are hashed
@@ -149,12 +149,7 @@ class AdversarialTraining(Trainer):
         if not attacks or not all(isinstance(a, StepAttack) for a in attacks):
             raise ValueError(f"`attack` must be an attack that takes steps, such as PGD. Received: attack={attack!r}")
         for a in attacks:
-            if a.kind == "minimal":
-                raise ValueError(
-                    "`attack` must look for the strongest image in a ball, such as PGD. "
-                    f"Received: {type(a).__name__}, which looks for the smallest change and ends on the boundary"
-                )
-            check_bounds("attack", a.bounds, self.model)
+            check_attack(a, self.model)
         self._attacks = attacks
         self._climbing = tuple(_for_training(a, self.objective) for a in attacks)
         if getattr(self, "train_function", None) is not None:
@@ -375,15 +370,14 @@ def _is_several(attack) -> bool:
 
 def _for_training(attack: StepAttack, objective: Objective) -> StepAttack:
     """The attack with what only a call on arrays needs left out, and with the loss that the objective asks for."""
-    known = {f.name for f in dataclasses.fields(attack)}
-    changes = {name: False for name in ("best", "early_stop") if name in known}
+    attack, known, changes = all_steps(attack), {f.name for f in dataclasses.fields(attack)}, {}
     if objective.climbs == "clean":
         if "loss" not in known:
             raise ValueError(
                 f"`attack` must have a setting `loss` with {type(objective).__name__}, as PGD and APGD have. "
                 f"Received: attack={attack!r}"
             )
-        changes |= {"loss": kl_divergence, "goal": _Climb()}
+        changes = {"loss": kl_divergence, "goal": _Climb()}
         if "random_start" in known:  # at x itself the divergence has no gradient: start beside it
             changes["random_start"] = True
     return dataclasses.replace(attack, **changes)

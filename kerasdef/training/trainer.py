@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 
 from kerasdef import backend, models
+from kerasdef.attacks import StepAttack
 from kerasdef.training import saving
 
 _SEVERAL_LABELS = ("binarycrossentropy", "binaryfocalcrossentropy")  # with several outputs: a label for each of them
@@ -98,3 +101,19 @@ def check_bounds(name: str, bounds: tuple[float, float], model: keras.Model) -> 
         raise ValueError(
             f"`{name}` must have the bounds of the values that the model takes, {known}. Received: bounds={bounds}"
         )
+
+
+def check_attack(attack: StepAttack, model: keras.Model) -> None:
+    """Refuse an attack that ends on the decision boundary, or that has other bounds than the model takes."""
+    if attack.kind == "minimal":
+        raise ValueError(
+            "`attack` must look for the strongest image in a ball, such as PGD. "
+            f"Received: {type(attack).__name__}, which looks for the smallest change and ends on the boundary"
+        )
+    check_bounds("attack", attack.bounds, model)
+
+
+def all_steps(attack: StepAttack) -> StepAttack:
+    """The attack with what only a call on arrays needs left out: it takes all its steps and ends at the last point."""
+    known = {f.name for f in dataclasses.fields(attack)}
+    return dataclasses.replace(attack, **{name: False for name in ("best", "early_stop") if name in known})

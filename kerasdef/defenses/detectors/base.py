@@ -108,7 +108,7 @@ class Detector(thresholds.Thresholded, keras.layers.Layer):
             return self
         if not members:
             raise ValueError("`members` must be one or more models. Received: members=[]")
-        views = [models.logits_view(m) for m in members]
+        views = models.named_views(members)  # members may share a name
         shapes = {(tuple(v.input_shape[1:]), v.output_shape[-1]) for v in views}
         if len(shapes) > 1:
             raise ValueError(f"`members` must have the same input and output shapes. Received: {sorted(shapes)}")

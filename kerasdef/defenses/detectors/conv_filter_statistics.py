@@ -140,7 +140,7 @@ def _components(places: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean and principal components of vectors of shape (n, c); each column is divided by its standard deviation."""
     mean = places.mean(axis=0)
     variance, directions = np.linalg.eigh(np.cov(places - mean, rowvar=False).reshape(len(mean), -1))
-    if not variance[-1] > 0:
+    if not features.varies(places).any():
         raise ValueError(f"The features of layer {name!r} must vary over `x`. Received: the same for all images")
     good = variance > _FLAT * variance[-1]
     return mean, directions * np.where(good, 1 / np.sqrt(np.where(good, variance, 1.0)), 0.0)

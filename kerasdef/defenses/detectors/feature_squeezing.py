@@ -10,7 +10,7 @@ from keras import ops
 from kerasdef import models
 from kerasdef.annotations import checked
 from kerasdef.defenses.detectors.base import Detector
-from kerasdef.defenses.purifiers import Purifier
+from kerasdef.defenses.purifiers import BitDepth, Median, Purifier
 
 
 @keras.saving.register_keras_serializable(package="kerasdef")
@@ -21,15 +21,13 @@ class FeatureSqueezing(Detector):
     the paper's squeezers for color images, is left out.
 
     Args:
-        squeezers: Purifiers, each of which makes a squeezed version.
+        squeezers: Purifiers, each of which makes a squeezed version. None takes those of the paper's best combinations
+            that are here: a median of 2 x 2, and a bit depth of 1 for images of one channel, of 5 for others.
         rate: As in `Detector`.
         bounds: As in `Detector`.
 
-    Attributes:
-        rule: Gradients pass through the squeezed images by the rules of the squeezers.
-
     Example:
-    >>> detector = FeatureSqueezing([BitDepth(1), Median(2)]).fit(model, x_train, y_train)
+    >>> detector = FeatureSqueezing([BitDepth(4), Median(3)]).fit(model, x_train, y_train)
     >>> detector.flags(x_test)
 
     References: Xu et al., 2018, https://arxiv.org/abs/1704.01155 (section 5, joint detection).
@@ -38,21 +36,28 @@ class FeatureSqueezing(Detector):
     @checked
     def __init__(
         self,
-        squeezers: Sequence[Purifier],
+        squeezers: Sequence[Purifier] | None = None,
         *,
         rate: float = 0.05,
         bounds: tuple[float, float] | None = None,
         **kwargs,
     ):
         super().__init__(rate=rate, bounds=bounds, **kwargs)
-        if not squeezers:
+        if squeezers is not None and not squeezers:
             raise ValueError("`squeezers` must be one or more purifiers. Received: squeezers=[]")
-        self.squeezers = list(squeezers)
-        self.rule = "; ".join(dict.fromkeys(s.rule for s in self.squeezers))
+        self.squeezers = None if squeezers is None else list(squeezers)
+
+    @property
+    def rule(self) -> str:
+        """The rules of the squeezers by which gradients pass."""
+        return "; ".join(dict.fromkeys(s.rule for s in self.squeezers or ()))
 
     def _attach(self, members, shape, classes):
+        if self.squeezers is None:
+            bits = 1 if shape[-1] == 1 else 5  # the paper, table of the best joint detectors: MNIST, CIFAR-10
+            self.squeezers = [BitDepth(bits, bounds=self.bounds), Median(2, bounds=self.bounds)]
         for squeezer in self.squeezers:
-            if squeezer.bounds != self.bounds:
+            if tuple(squeezer.bounds) != tuple(self.bounds):
                 raise ValueError(
                     f"`squeezers` must have the bounds of the images, {self.bounds}. "
                     f"Received: {squeezer.name!r} with bounds={squeezer.bounds}"
@@ -74,12 +79,12 @@ class FeatureSqueezing(Detector):
 
     def get_config(self):
         """Settings of the detector."""
-        squeezers = [keras.saving.serialize_keras_object(s) for s in self.squeezers]
+        squeezers = self.squeezers and [keras.saving.serialize_keras_object(s) for s in self.squeezers]
         return {**super().get_config(), "squeezers": squeezers}
 
     @classmethod
     def from_config(cls, config):
         """The detector of a configuration."""
         config = dict(config)
-        squeezers = [keras.saving.deserialize_keras_object(s) for s in config.pop("squeezers")]
-        return cls(squeezers, **config)
+        squeezers = config.pop("squeezers")
+        return cls(squeezers and [keras.saving.deserialize_keras_object(s) for s in squeezers], **config)

@@ -26,6 +26,7 @@ _KERNELS = (
     keras.layers.SeparableConv2D,
     keras.layers.DepthwiseConv2D,
 )
+ROUNDING = 1e-6  # relative, of float32 in sums over features: what varies by less is the same number
 _FUNCTIONS = {"Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Gelu", "Silu", "Softplus", "Tanh", "Sigmoid"}  # keras.ops
 
 
@@ -80,7 +81,7 @@ def view(model: keras.Model, names: Sequence[str] | None, *, maps: bool = False)
             raise ValueError("`layers` must name one or more layers. Received: layers=[]")
     if any(f.tensor.shape[-1] is None for f in chosen):
         raise ValueError(f"The features must have a known number of channels. Received: {[f.name for f in chosen]}")
-    return keras.Model(model.inputs, [f.tensor for f in chosen]), [f.name for f in chosen]
+    return keras.Model(model.inputs[0], [f.tensor for f in chosen]), [f.name for f in chosen]
 
 
 def _default(found: list[Feature]) -> list[Feature]:
@@ -115,7 +116,7 @@ def _inside(model: keras.Model, given) -> list[Feature]:
     inner = list(_features(model))
     if not inner:
         return []
-    tensors = keras.Model(model.inputs, [f.tensor for f in inner])(given)
+    tensors = keras.Model(model.inputs[0], [f.tensor for f in inner])(given)
     return [Feature(f"{model.name}/{f.name}", t, f.bends, f.kernel) for f, t in zip(inner, tensors, strict=True)]
 
 
@@ -141,3 +142,15 @@ def pooled(feature):
     """A feature map of shape (n, ..., channels), its mean over all places: (n, channels)."""
     axes = tuple(range(1, len(feature.shape) - 1))
     return ops.mean(feature, axis=axes) if axes else feature
+
+
+def varies(values: np.ndarray, around: np.ndarray | None = None) -> np.ndarray:
+    """Which columns of an array vary over the first axis by more than rounding does; booleans.
+
+    Args:
+        values: Array of shape (n, ...).
+        around: What they vary around, of the shape of values; None is their mean.
+    """
+    values = np.asarray(values, "float64")
+    away = values - (values.mean(axis=0) if around is None else around)
+    return np.sqrt(np.mean(away**2, axis=0)) > ROUNDING * np.abs(values).max()

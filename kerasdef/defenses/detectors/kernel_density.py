@@ -12,6 +12,7 @@ from kerasdef import checks, models
 from kerasdef.annotations import checked
 from kerasdef.defenses.detectors import features
 from kerasdef.defenses.detectors.base import Detector
+from kerasdef.models.guard import argmax
 
 _NONE = -1e30  # logarithm of a share of 0; finite, so that gradients are
 
@@ -60,7 +61,7 @@ class KernelDensity(Detector):
     def _attach(self, members, shape, classes):
         view, names = features.view(members[0], None if self.layer is None else [self.layer])
         self.layer = names[-1]  # vectors come after maps
-        self._view = models.Untracked((keras.Model(view.inputs, view.outputs[-1]),))
+        self._view = models.Untracked((keras.Model(view.inputs[0], view.outputs[-1]),))
         size, width = classes * self.points, view.outputs[-1].shape[-1]
         self.reference = self.add_weight(shape=(size, width), initializer="zeros", trainable=False, name="reference")
         self.share = self.add_weight(shape=(classes, size), initializer="zeros", trainable=False, name="share")
@@ -69,7 +70,7 @@ class KernelDensity(Detector):
     def _fit(self, x, y, logits, x_adv, seed):
         (found,) = features.computed(self._view.models[0], x)
         found = found.mean(axis=tuple(range(1, found.ndim - 1)), dtype="float64")
-        if not (found.std(axis=0) > 0).any():
+        if not features.varies(found).any():
             raise ValueError(
                 f"The features of layer {self.layer!r} must vary over `x`. Received: the same for all images"
             )
@@ -91,7 +92,7 @@ class KernelDensity(Detector):
     def call(self, x, logits):
         """Scores of shape (n,)."""
         feature = features.pooled(features.evaluated(self._view.models[0], x)[0])
-        given = ops.argmax(ops.mean(ops.softmax(logits, axis=-1), axis=1), axis=-1)
+        given = argmax(ops.mean(ops.softmax(logits, axis=-1), axis=1))
         squares = ops.sum(ops.square(feature), axis=1, keepdims=True) + ops.sum(ops.square(self.reference), axis=1)
         distance = ops.maximum(squares - 2 * ops.matmul(feature, ops.transpose(self.reference)), 0.0)
         kernels = ops.take(self.share, given, axis=0) - distance / (2 * ops.square(self.width))

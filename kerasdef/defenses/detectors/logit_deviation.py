@@ -8,7 +8,9 @@ from keras import ops
 
 from kerasdef import checks
 from kerasdef.annotations import checked
+from kerasdef.defenses.detectors import features
 from kerasdef.defenses.detectors.base import Detector
+from kerasdef.models.guard import argmax
 
 REDUCE = ("max", "mean")
 
@@ -58,20 +60,20 @@ class LogitDeviation(Detector):
         for k, group in enumerate(groups):
             if len(group) < 2:
                 raise ValueError(f"`x` must have at least two images of class {k}. Received: {len(group)}")
-        deviation = np.stack([group.std(axis=0) for group in groups])
-        if not (deviation > 0).all():
-            where = tuple(int(i) for i in np.argwhere(deviation <= 0)[0])
+        good = np.stack([features.varies(group) for group in groups])
+        if not good.all():
+            where = tuple(int(i) for i in np.argwhere(~good)[0])
             raise ValueError(
                 f"The logits must vary over `x`. Received: logit {where[2]} of model {where[1]} is the same for all"
                 + (f" images of class {where[0]}" if self.by_class else "")
             )
-        self.mean.assign(np.stack([group.mean(axis=0) for group in groups]))
-        self.deviation.assign(deviation)
+        self.mean.assign(np.stack([group.mean(axis=0, dtype="float64") for group in groups]))
+        self.deviation.assign(np.stack([group.std(axis=0, dtype="float64") for group in groups]))
 
     def call(self, x, logits):
         """Scores of shape (n,)."""
         if self.by_class:
-            given = ops.argmax(ops.mean(ops.softmax(logits, axis=-1), axis=1), axis=-1)
+            given = argmax(ops.mean(ops.softmax(logits, axis=-1), axis=1))
             mean, deviation = ops.take(self.mean, given, axis=0), ops.take(self.deviation, given, axis=0)
         else:
             mean, deviation = self.mean, self.deviation

@@ -83,8 +83,8 @@ class Mahalanobis(Detector):
             self.whitening[i].assign(whitening)
         known = self._measured(x[kept])
         center, scale = known.mean(axis=0), known.std(axis=0)
-        if not (scale > 0).all():
-            name = self.layers[int(np.argmin(scale))]
+        if not features.varies(known).all():
+            name = self.layers[int(np.argmin(features.varies(known)))]
             raise ValueError(f"The features of layer {name!r} must vary over `x`. Received: the same for all images")
         self.center.assign(center)
         self.scale.assign(scale)
@@ -142,7 +142,7 @@ def _statistics(feature: np.ndarray, y: np.ndarray, classes: int, name: str) -> 
     means[np.setdiff1d(np.arange(classes), present)] = means[present[0]]  # never nearer than that class itself
     residual = feature - means[y]
     variance, directions = np.linalg.eigh(residual.T @ residual / len(feature))
-    if not variance[-1] > 0:
+    if not features.varies(feature, means[y]).any():
         raise ValueError(
             f"The features of layer {name!r} must vary over `x`. Received: the same for all images of a class"
         )

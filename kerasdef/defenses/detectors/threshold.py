@@ -10,6 +10,7 @@ from keras import ops
 
 from kerasdef import checks
 from kerasdef.annotations import Tensor, checked
+from kerasdef.defenses.detectors.features import varies
 from kerasdef.defenses.detectors.stream import followed
 
 
@@ -63,8 +64,8 @@ class Thresholded:
                 f"`x` must give scores that are finite. Received: {int(np.sum(~np.isfinite(scores)))} scores NaN or "
                 "infinite"
             )
-        spread = float(np.std(scores))
-        if not spread > 0:
+        spread = float(np.std(scores, dtype="float64"))
+        if not varies(scores).all():
             raise ValueError(f"`x` must give scores that vary. Received: {len(x)} images with the score {scores[0]:g}")
         span = [conformal(scores, r) for r in (rate * self.reach, rate, rate / self.reach)]
         self.rate = rate

@@ -1,5 +1,7 @@
 """Purifiers: layers that take perturbations out of images, each with its backward rule."""
 
+from kerasdef.defenses.purifiers.ape_gan import APEGAN as APEGAN
+from kerasdef.defenses.purifiers.autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
 from kerasdef.defenses.purifiers.base import Purifier as Purifier
 from kerasdef.defenses.purifiers.bit_depth import BitDepth as BitDepth
 from kerasdef.defenses.purifiers.filters import GaussianBlur as GaussianBlur

@@ -23,6 +23,7 @@ from kerasdef.training import (
     Madry,
     Mart,
     Mixed,
+    NoiseTraining,
     OverfittingGuard,
     Radius,
     Stage,
@@ -58,6 +59,11 @@ class Job:
     def ball(self) -> dict[str, Any]:
         """What every attack of the training is given: radius, norm and bounds."""
         return {"eps": self.settings.eps, "norm": self.settings.norm, "bounds": self.bounds}
+
+    @property
+    def span(self) -> float:
+        """The range of the values of the data, in which noise is measured."""
+        return self.bounds[1] - self.bounds[0]
 
 
 @dataclass(frozen=True)
@@ -231,6 +237,26 @@ class Multistage(Method):
         return sum(stage.epochs for stage in self.stages(job.settings, job.bounds)[:-1])
 
 
+class Gaussian(Clean):
+    """Trains on noisy images; no attack says which epoch is best, so the weights are those of the last one."""
+
+    def trainer(self, job: Job) -> keras.Model:
+        """Training on one noisy copy of each image."""
+        return NoiseTraining(job.model, self.own.sigma * job.span, seed=job.seed)
+
+
+class SmoothAdv(Clean):
+    """Trains on noisy copies that were attacked together; the weights are those of the last epoch."""
+
+    def trainer(self, job: Job) -> keras.Model:
+        """Training against steps of the authors' length, from the images themselves."""
+        own, eps = self.own, self.own.radius * job.span
+        attack = PGD(eps=eps, norm="l2", steps=own.steps, relative_step=2.0, random_start=False, bounds=job.bounds)
+        radius = Radius.ramp(eps, round(own.ramp * job.settings.epochs * job.batches))
+        options = {"attack": attack, "copies": own.copies, "radius": radius, "seed": job.seed}
+        return NoiseTraining(job.model, own.sigma * job.span, **options)
+
+
 METHODS: dict[type[MethodSettings], type[Method]] = {
     settings.StandardSettings: Clean,
     settings.PgdSettings: Pgd,
@@ -244,6 +270,8 @@ METHODS: dict[type[MethodSettings], type[Method]] = {
     settings.DenoisingSettings: Pgd,
     settings.DistillationSettings: DistillationMethod,
     settings.MultistageSettings: Multistage,
+    settings.GaussianSettings: Gaussian,
+    settings.SmoothAdvSettings: SmoothAdv,
 }
 
 

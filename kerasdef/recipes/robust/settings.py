@@ -17,8 +17,10 @@ from kerasdef import annotations, checks
 from kerasdef.annotations import finite
 from kerasdef.catalog import NORMS
 from kerasdef.recipes import settings as common
+from kerasdef.recipes.robust.own import MethodSettings as MethodSettings
+from kerasdef.recipes.robust.own import WithRadius, steps
 from kerasdef.recipes.settings import RunSettings, enough_epochs, usual_batch
-from kerasdef.settings import Settings, setting
+from kerasdef.settings import setting
 
 EPS = {  # Linf radii that the field reports on; digits: half of MNIST's, its images have a tenth of the pixels
     "digits": 0.15,
@@ -160,28 +162,6 @@ class RobustSettings(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodSettings(Settings):
-    """The settings of a method of its own.
-
-    Attributes:
-        paper: Where the method comes from.
-        usual_epochs: Its usual number of passes over a large data set.
-        networks: Its usual network for images without color and for color ones.
-        averages: Whether weights can be averaged while it trains.
-    """
-
-    paper: ClassVar[str] = ""
-    usual_epochs: ClassVar[int] = 10
-    networks: ClassVar[tuple[str, str]] = ("cnn11", "preact_resnet18")
-    averages: ClassVar[bool] = True
-
-    @classmethod
-    def summary(cls) -> str:
-        """What the method does, in a sentence."""
-        return cls.__doc__.splitlines()[0]
-
-
-@dataclass(frozen=True, kw_only=True)
 class StandardSettings(MethodSettings):
     """Trains with cross-entropy on clean images: the baseline, which does nothing against attacks."""
 
@@ -189,41 +169,20 @@ class StandardSettings(MethodSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _WithRadius(MethodSettings):
-    ramp: float = setting(
-        0.2,
-        check=common.unit,
-        help="The share of the epochs, from 0 to 1, over which the radius grows from 0 to eps.",
-    )
-    awp: float = setting(
-        0.0, check=common.at_least_0, help="The relative size of adversarial weight perturbations; 0 for none."
-    )
-
-
-def _steps(default: int, source: str):
-    return setting(
-        default,
-        check=checks.positive_int,
-        source=source,
-        help="The number of gradient steps of the attack in training.",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PgdSettings(_WithRadius):
+class PgdSettings(WithRadius):
     """Trains on the images that PGD makes of each batch."""
 
     paper: ClassVar[str] = "Madry et al., 2018"
-    steps: int = _steps(7, "the paper's 7 on CIFAR-10; on MNIST it takes 40, where 7 with a growing radius do as well")
+    steps: int = steps(7, "the paper's 7 on CIFAR-10; on MNIST it takes 40, where 7 with a growing radius do as well")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TradesSettings(_WithRadius):
+class TradesSettings(WithRadius):
     """Trains on the clean loss and the divergence of the outputs around each image."""
 
     paper: ClassVar[str] = "Zhang et al., 2019"
     usual_epochs: ClassVar[int] = 24  # authors' code: 100; after 12 the loss on MNIST was still falling
-    steps: int = _steps(10, "the paper's 10 on CIFAR-10")
+    steps: int = steps(10, "the paper's 10 on CIFAR-10")
     beta: float = setting(
         6.0,
         check=common.at_least_0,
@@ -233,11 +192,11 @@ class TradesSettings(_WithRadius):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MartSettings(_WithRadius):
+class MartSettings(WithRadius):
     """Trains on adversarial images, with more weight on those that the model is unsure of."""
 
     paper: ClassVar[str] = "Wang et al., 2020"
-    steps: int = _steps(10, "the paper's 10")
+    steps: int = steps(10, "the paper's 10")
     weight: float = setting(
         5.0,
         check=common.at_least_0,
@@ -247,7 +206,7 @@ class MartSettings(_WithRadius):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastSettings(_WithRadius):
+class FastSettings(WithRadius):
     """Trains on one step from a random start; a guard takes more steps where training overfits to that step."""
 
     paper: ClassVar[str] = "Wong et al., 2020"
@@ -286,7 +245,7 @@ def _sources(name: str, value) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnsembleSettings(_WithRadius):
+class EnsembleSettings(WithRadius):
     """Trains on one step taken on other trained networks and on the model in turn."""
 
     paper: ClassVar[str] = "Tramer et al., 2018"
@@ -304,7 +263,7 @@ class EnsembleSettings(_WithRadius):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BilateralSettings(_WithRadius):
+class BilateralSettings(WithRadius):
     """Trains on one step on the images and one on the labels."""
 
     paper: ClassVar[str] = "Wang and Zhang, 2019"
@@ -407,6 +366,48 @@ class MultistageSettings(MethodSettings):
             raise ValueError(f"`radii` must be shares of eps that grow to 1. Received: radii={self.radii!r}")
 
 
+def _sigma():
+    return setting(
+        0.25,
+        check=common.positive,
+        source="Cohen et al., 2019, who take 0.12 to 1.0",
+        help="The standard deviation of the noise for data of the range [0, 1], and in proportion for others.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianSettings(MethodSettings):
+    """Trains on images under Gaussian noise, so that the classifier can be smoothed with that noise."""
+
+    paper: ClassVar[str] = "Cohen et al., 2019"
+    sigma: float = _sigma()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothAdvSettings(MethodSettings):
+    """Trains on noisy copies of images that PGD has moved against their mean probabilities: SmoothAdv."""
+
+    paper: ClassVar[str] = "Salman et al., 2019"
+    sigma: float = _sigma()
+    radius: float = setting(
+        0.5,
+        check=common.positive,
+        source="the paper's 127/255",
+        help="The L2 radius of the attack in training, for data of the range [0, 1]; `eps` is that of the attacks that "
+        "judge.",
+    )
+    steps: int = steps(2, "the least of the paper's 2 to 10")
+    copies: int = setting(
+        2,
+        check=checks.positive_int,
+        source="the paper's 1 to 8",
+        help="The number of noisy copies of each image, whose mean probabilities are attacked.",
+    )
+    ramp: float = setting(
+        0.2, check=common.unit, help="The share of the epochs, from 0 to 1, over which that radius grows from 0."
+    )
+
+
 METHODS: dict[str, type[MethodSettings]] = {
     "standard": StandardSettings,
     "pgd": PgdSettings,
@@ -420,4 +421,6 @@ METHODS: dict[str, type[MethodSettings]] = {
     "denoising": DenoisingSettings,
     "distillation": DistillationSettings,
     "multistage": MultistageSettings,
+    "gaussian": GaussianSettings,
+    "smoothadv": SmoothAdvSettings,
 }

@@ -25,7 +25,7 @@ from kerasdef.recipes.robust.settings import JUDGING, VALIDATION, RobustSettings
 from kerasdef.recipes.robust.settings import METHODS as OWN
 from kerasdef.runs import progress
 from kerasdef.runs.cost import Cost, total
-from kerasdef.runs.pieces import restore, weights_piece
+from kerasdef.runs.pieces import Piece, restore, weights_piece
 from kerasdef.runs.seeds import derive
 from kerasdef.runs.store import Store
 from kerasdef.settings import names as setting_names
@@ -77,13 +77,13 @@ def train(method: str, data: str | Path | Dataset | tuple = RobustSettings.data,
     if s.model is None:
         s = dataclasses.replace(s, eps=None if s.eps is None else s.eps / (high - low))
         dataset, (low, high) = dataset.rescaled((0.0, 1.0)), (0.0, 1.0)
-    dataset = _divided(dataset, s)
+    dataset = divided(dataset, s)
     s = s.on(dataset.name, dataset.n_train, high - low, spec.own.usual_epochs)
     if s.augment and len(dataset.input_shape) != 3:
         raise ValueError(f"`augment` is for images. Received: samples of shape {dataset.input_shape}")
     open_average = s.average is None
     s = dataclasses.replace(s, average=s.average is not False and spec.own.averages)
-    run = _Run(method, spec, dataset, whole, s, s.network, list(s.callbacks), s.progress)
+    run = Run(method, spec, dataset, whole, s, s.network, list(s.callbacks), s.progress)
     model = s.model
     if isinstance(model, str | Path):
         model = read_keras(model)
@@ -97,7 +97,7 @@ def train(method: str, data: str | Path | Dataset | tuple = RobustSettings.data,
     return run.train(model, pieces, s.out)
 
 
-def _divided(dataset: Dataset, s: RobustSettings) -> Dataset:
+def divided(dataset: Dataset, s: RobustSettings) -> Dataset:
     """The training images that are used, and those of them that are held out."""
     used = dataset if s.n_train is None else dataset.subset(n_train=s.n_train, seed=s.seed)
     if used.n_valid:
@@ -112,8 +112,21 @@ def _divided(dataset: Dataset, s: RobustSettings) -> Dataset:
         ) from error
 
 
-class _Run:
-    """The steps of a run."""
+class Run:
+    """The steps of a run, each a piece that is made once.
+
+    Other recipes train classifiers by them: `build`, `check` and `trained`.
+
+    Args:
+        name: What is trained, in words.
+        method: How it is trained.
+        data: The data set, with validation images.
+        whole: The fingerprint of the data as they came.
+        settings: The settings that all methods share; none is left open.
+        network: A name, or a function (input_shape, outputs, seed=...); None takes the method's own.
+        callbacks: Keras callbacks for every `fit`.
+        show: Whether progress bars are shown.
+    """
 
     def __init__(self, name: str, method: Method, data: Dataset, whole: str, settings, network, callbacks, show):
         self.name, self.method, self.data, self.whole, self.s = name, method, data, whole, settings
@@ -267,8 +280,8 @@ class _Run:
         self.before.append(piece[1]["cost"])
         return restore(model, piece)
 
-    def trained(self, model: keras.Model, pieces: Store):
-        """The piece of the trained model: weights, history, cost."""
+    def trained(self, model: keras.Model, pieces: Store, piece: str = "model") -> Piece:
+        """The piece of this name of the trained model: weights, history, cost."""
         s, d = self.s, self.data
         data = self.mixture(derive(s.seed, "order"), self.method.repeats)
 
@@ -293,7 +306,7 @@ class _Run:
         best = BestRobust(start=s.epochs if full is None else full)
         watch += [*own, best, *self.callbacks]
         if pieces.folder is not None:
-            file, of = unfinished(pieces, "model")
+            file, of = unfinished(pieces, piece)
             watch.append(Resume(file, data, watch, of=of))
         history = self.fit(trainer, data, s.epochs, f"{self.name}, {s.epochs} epochs", watch)
         arrays, meta = weights_piece(model, history)
