@@ -19,8 +19,8 @@ from kerasdef.defenses import Plain, RejectClass
 from . import nets
 
 COUNT = 100
-SETTINGS = {"steps": 30, "queries": 300, "draws": 4}
-FEW = ("apgd-ce", "square")  # for pieces in the default suite: each part costs a second to compile
+SETTINGS = {"steps": 40, "queries": 500, "draws": 4}
+FEW = ("apgd-ce", "apgd-margin", "square")  # for the default suite: each part costs a second to compile
 PARTS = ("apgd-ce", "apgd-margin", "refined", "square")
 WITHIN = 0.05  # of the net without a defense, under the same attack
 # what is said of each: the accuracy that its own evaluation leaves at least, and what is seen in its layers
