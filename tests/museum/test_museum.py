@@ -19,23 +19,23 @@ from kerasdef.defenses import Plain, RejectClass
 from . import nets
 
 COUNT = 100
-SETTINGS = {"steps": 30, "queries": 300, "draws": 4}
-FEW = ("apgd-ce", "square")  # for pieces in the default suite: each part costs a second to compile
+SETTINGS = {"steps": 40, "queries": 500, "draws": 4}
+FEW = ("apgd-ce", "apgd-margin", "square")  # for the default suite: each part costs a second to compile
 PARTS = ("apgd-ce", "apgd-margin", "refined", "square")
 WITHIN = 0.05  # of the net without a defense, under the same attack
 # what is said of each: the accuracy that its own evaluation leaves at least, and what is seen in its layers
 PIECES = {
     "stopped": (0.9, {"stop_gradient": "zero gradient"}),
     "thermometer": (0.9, {"thermometer": "zero gradient"}),
-    "scaled": (0.4, {}),
+    "scaled": (0.9, {}),
     "shuffled": (0.4, {}),
     "kwta": (0.2, {"k_winners": "uncorrelated gradient", "k_winners_1": "uncorrelated gradient"}),
-    "distillation": (0.4, {}),
+    "distillation": (0.9, {}),
     "jpeg": (0.9, {"jpeg": "zero gradient"}),
     "sine": (0.9, {"sine": "uncorrelated gradient"}),
     "squeezing": (0.3, {"depth": "zero gradient"}),
-    "trapdoor": (0.4, {}),
-    "noisy": (0.3, {}),
+    "trapdoor": (0.8, {"likeness": "uncorrelated gradient"}),
+    "noisy": (0.7, {}),
 }
 QUICK = ("stopped", "thermometer", "scaled", "shuffled")
 
@@ -85,9 +85,8 @@ class Museum:
         """What the attack leaves that is made from the defense, and that attack."""
         if (name, eps, parts) not in self.known:
             defense = decided(self.piece(name)[0])
-            extra = () if defense.reject is None else ("orthogonal",)
             images = self.train[0][:256]
-            attack = kerasdef.adaptive(defense, eps=eps, parts=(*parts, *extra), images=images, **SETTINGS)
+            attack = kerasdef.adaptive(defense, eps=eps, parts=parts, images=images, **SETTINGS)
             found = attack.run(defense, self.x, self.y, progress=False)
             self.known[name, eps, parts] = left(defense, found.x_adv, self.y), attack
         return self.known[name, eps, parts]
@@ -138,4 +137,4 @@ def test_a_piece_that_takes_longer_falls(museum, name):
 
 @pytest.mark.slow
 def test_noise_adds_nothing_to_training_with_noise(museum):
-    check(museum, "noisy", 0.2, compared="augmented")
+    check(museum, "noisy", 0.2, FEW, compared="augmented")
