@@ -1,5 +1,6 @@
 """The hybrid recipe on a few hundred digits: what it trains, what it counts, what it repeats, what it refuses."""
 
+import functools
 import json
 
 import keras
