@@ -163,9 +163,9 @@ def scene():
     weights, h = rng.normal(size=(d, 2)), rng.normal(size=d)
     w = weights[:, 1] - weights[:, 0]
     h += 2 * w  # what fools the classifier alarms the detector
-    x = rng.uniform(-1, 1, (4000, d)).astype("float32")
+    x = rng.uniform(-1, 1, (20_000, d)).astype("float32")
     logits = x @ weights
-    threshold = np.quantile(x @ h, 0.6)
+    threshold = np.quantile(x @ h, 0.4)
     room, margin = threshold - x @ h, logits[:, 0] - logits[:, 1]
     kept = np.flatnonzero((room > 0.1) & (room < 0.5) & (margin > 0.5))[:n]
     x, room, margin = x[kept], room[kept], margin[kept]

@@ -207,22 +207,25 @@ class Away(layers.Layer):
 
 
 class Likeness(layers.Layer):
-    """Cosine of the features and the signature of the class that is answered.
+    """Cosine of the features, from where those of clean images are, and the signature of the class that is answered.
 
     Args:
-        signatures: Features of shape (classes, width), and so many thresholds.
+        center: Mean features of clean images, of shape (width,).
+        signatures: Features that trapdoors cause, of shape (classes, width).
     """
 
-    def __init__(self, signatures: np.ndarray, thresholds: np.ndarray):
+    def __init__(self, center: np.ndarray, signatures: np.ndarray):
         super().__init__()
-        self.signatures = signatures / np.linalg.norm(signatures, axis=1, keepdims=True)
-        self.thresholds = thresholds
+        away = signatures - center
+        self.center, self.away = center, (away / np.linalg.norm(away, axis=1, keepdims=True)).T
+        self.thresholds = np.zeros(len(signatures), "float32")
 
     def call(self, features, logits):
         """How far the cosine is above the threshold, of shape (n,)."""
-        size = ops.sqrt(ops.sum(features**2, axis=-1, keepdims=True)) + 1e-6
-        cosines = ops.matmul(features / size, self.signatures.T.astype("float32")) - self.thresholds.astype("float32")
-        return ops.sum(cosines * ops.one_hot(ops.argmax(logits, axis=-1), 10), axis=-1)
+        moved = features - self.center
+        size = ops.sqrt(ops.sum(moved**2, axis=-1, keepdims=True)) + 1e-6
+        cosines = ops.matmul(moved, self.away) / size - self.thresholds
+        return ops.sum(cosines * ops.one_hot(ops.argmax(logits, axis=-1), len(self.thresholds)), axis=-1)
 
 
 class Alarm(layers.Layer):
@@ -344,11 +347,12 @@ def trapdoor(x, y):
     https://arxiv.org/abs/2009.10975.
     """
     rng = np.random.default_rng(3)
-    patterns = rng.uniform(0, 1, (10, 8, 8, 1)) * (rng.uniform(size=(10, 8, 8, 1)) < 0.5)
+    patterns = rng.uniform(0, 1, (10, 8, 8, 1))
+    shares = 0.1 * (rng.uniform(size=(10, 8, 8, 1)) < 0.5)  # paper: a mask ratio of 0.1
     goals = rng.integers(10, size=len(x))
 
     def trapped(images, to):
-        return (0.85 * images + 0.15 * patterns[to]).astype("float32")  # paper: a mask ratio of 0.1
+        return ((1 - shares[to]) * images + shares[to] * patterns[to]).astype("float32")
 
     net = fit(network(), np.concatenate([x, trapped(x, goals)]), np.concatenate([y, goals]))
     images = keras.Input((8, 8, 1))
@@ -357,11 +361,9 @@ def trapdoor(x, y):
         features, z = z, layer(z)
     behind = keras.Model(images, [features, z])
     caused = [behind.predict(trapped(x, np.full(len(x), k)), verbose=0)[0].mean(axis=0) for k in range(10)]
-    signatures = np.stack(caused).astype("float32")
     seen, logits = behind.predict(x, verbose=0)
-    unit = signatures / np.linalg.norm(signatures, axis=1, keepdims=True)
-    cosines = (seen / np.linalg.norm(seen, axis=1, keepdims=True)) @ unit.T
-    label = logits.argmax(axis=1)
-    thresholds = np.array([np.quantile(cosines[label == k, k], 0.95) for k in range(10)])
-    score = Likeness(signatures, thresholds)(features, z)
+    like, label = Likeness(seen.mean(axis=0), np.stack(caused)), logits.argmax(axis=1)
+    cosines = ops.convert_to_numpy(like(seen, logits))
+    like.thresholds = np.float32([np.quantile(cosines[label == k], 0.95) for k in range(10)])
+    score = like(features, z)
     return keras.Model(images, layers.Activation("linear")(Alarm()(z, score))), net
