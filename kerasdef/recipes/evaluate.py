@@ -65,8 +65,9 @@ def evaluate(run: str | Path, data: str | Path | Dataset | tuple | None = None, 
     data = settings.get("dataset") if s.data is None else s.data
     data = load_dataset(data) if isinstance(data, str | Path) else data
     dataset = test_images(data, loaded)
-    dataset = dataset.rescaled(loaded.defense.bounds)
-    eps = settings.get("eps") if s.eps is None else s.eps
+    (low, high), (first, last) = dataset.bounds, loaded.defense.bounds
+    dataset = dataset.rescaled((first, last))
+    eps = settings.get("eps") if s.eps is None else s.eps * (last - first) / (high - low)
     if eps is None:
         raise ValueError(f"`eps` must be given for a run that has no radius. Received: eps=None for run={str(s.run)!r}")
     return _Judge(s, loaded, dataset, float(eps)).all()
