@@ -101,13 +101,15 @@ class Adaptive(PartByPart):
     @property
     def findings(self) -> tuple[models.Finding, ...]:
         """The operations of the defense whose gradients are useless, as far as images to look at are there."""
-        return self.repaired.findings
+        return () if self.repaired is None else self.repaired.findings
 
     @functools.cached_property
-    def repaired(self) -> models.Repaired:
-        """The surface of the defense with useful gradients, and what was found on it."""
+    def repaired(self) -> models.Repaired | None:
+        """The surface of the defense with useful gradients, and what was found on it; None of outputs alone."""
         surface = self.defense.surface()[0]
-        if self.images is None or not isinstance(surface, keras.Model):
+        if not isinstance(surface, keras.Model):
+            return None
+        if self.images is None:
             return models.Repaired(surface, ())
         images = onto(self.images, self.defense.bounds, self.bounds)
         return models.repair(surface, images)
