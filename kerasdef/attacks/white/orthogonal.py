@@ -109,6 +109,10 @@ class DetectorAttack(StepAttack):
         """What a subclass keeps of each sample."""
         return {}
 
+    def _ahead(self, direction):
+        """A step of size 1 in the norm, from a direction."""
+        return self.norm.steepest(direction)
+
     def _remember(self, state: dict, gap, alarm, logits, y) -> dict:
         """Keep the current point where it is better than the best so far."""
         quiet = losses.finite(-alarm)
@@ -141,7 +145,7 @@ class DetectorAttack(StepAttack):
         first = eps * state["relative_step"] if self.step_size is None else state["step_size"]
         time = ops.cast(state["moves"] % self.steps, "float32") / self.steps
         length = first * (_LAST + (1.0 - _LAST) * 0.5 * (1.0 + ops.cos(math.pi * time)))
-        ahead = self.norm.steepest(self.combine(fool, hide, gap, alarm, state))
+        ahead = self._ahead(self.combine(fool, hide, gap, alarm, state))
         moved = ops.clip(now + norms.per_sample(length, x) * ahead, *self.bounds)
         moved = ops.clip(x + self.norm.project(moved - x, eps), *self.bounds)  # again: float noise
         moved = select(state["moves"] < self.steps_in_all, moved, now)  # the last part runs past the end
@@ -218,6 +222,10 @@ class HingePGD(DetectorAttack):
     Each of `searches` runs begins at x and has `steps` steps. Where the last point of a run fools the classifier and
     alarms the detector the weight grows, and where it does neither it falls. `lead` is not used.
 
+    Steps go along the gradient itself in every norm, scaled to size 1. Signs of gradients, which are steepest in Linf,
+    forget by how much each feature serves the one objective and harms the other: on a linear classifier with a linear
+    detector they stop short of points that this attack finds.
+
     Args: see `DetectorAttack`.
         initial_weight: First weight of the alarm, above 0.
         searches: Runs, at least 1.
@@ -241,6 +249,10 @@ class HingePGD(DetectorAttack):
 
     def _memory(self, none) -> dict:
         return {"weight": none + self.initial_weight, "low": none, "high": none + np.inf}
+
+    def _ahead(self, direction):
+        along = L2().steepest(direction)  # first: tiny numbers
+        return along / norms.per_sample(ops.maximum(self.norm.size(along), 1e-12), along)
 
     def combine(self, fool, hide, gap, alarm, state: dict):
         """The gradient of the sum."""

@@ -105,11 +105,14 @@ class Adaptive(PartByPart):
 
     @functools.cached_property
     def repaired(self) -> models.Repaired | None:
-        """The surface of the defense with useful gradients, and what was found; None where nothing is looked at."""
+        """The surface of the defense with useful gradients, and what was found on it; None of outputs alone."""
         surface = self.defense.surface()[0]
-        if self.images is None or not isinstance(surface, keras.Model):
+        if not isinstance(surface, keras.Model):
             return None
-        return models.repair(surface, onto(self.images, self.defense.bounds, self.bounds))
+        if self.images is None:
+            return models.Repaired(surface, ())
+        images = onto(self.images, self.defense.bounds, self.bounds)
+        return models.repair(surface, images)
 
     def on(self, images: np.ndarray) -> Adaptive:
         """This attack with images on which gradients are looked at, where it has none."""

@@ -141,9 +141,7 @@ class _Maker:
         self.a = a
         self.defense = a.defense
         self.asked, self.goal = a.defense.surface()
-        self.model = (
-            self.asked if a.repaired is None else a.repaired.model
-        )  # gives the same answers, and has useful gradients
+        self.model = self.asked if a.repaired is None else a.repaired.model  # the same answers, and useful gradients
         self.white = isinstance(self.model, keras.Model)
         self.random = self.white and Victim.of(self.model).random
         self.plain = type(a.norm) in _PLAIN_NORMS
