@@ -27,6 +27,7 @@ from kerasdef import annotations, attacks, backend, goals, losses, norms
 from kerasdef.attacks import FGSM, PGD
 from kerasdef.attacks.by_name import make
 from kerasdef.defenses import Plain
+from kerasdef.defenses.detectors import LogitDeviation
 from kerasdef.evaluation import Outcome
 from kerasdef.models.loading import read_keras
 from kerasdef.recipes.base import fit
@@ -121,6 +122,8 @@ TABLE = {
     "kerasdef.defenses.Voting": {"members": [MODEL, OTHER]},
     "kerasdef.defenses.voting_model": {"members": [MODEL, OTHER]},
     "kerasdef.defenses.bootstrap_indices": {"n": 4, "bootstraps": 2, "seed": 0},
+    "kerasdef.defenses.detectors.AnyOf": {"detectors": [LogitDeviation()]},
+    "kerasdef.defenses.detectors.Watching": {"network": MODEL, "detector": LogitDeviation()},
     # evaluation
     "kerasdef.evaluation.Outcome": {"model": "m", "column": "paper", "attack": "clean", "y": Y, "predicted": Y},
     "kerasdef.evaluation.Plan": {"model": "m", "rows": np.arange(3)},

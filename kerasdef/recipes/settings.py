@@ -51,6 +51,7 @@ def _callbacks(name: str, value) -> tuple:
 
 def _finished(name: str, value) -> Path:
     """Return the folder of a finished run."""
+    annotations.check(name, value, str | Path)
     if not (Path(value) / "report.json").is_file():
         raise ValueError(
             f"`{name}` must be the folder of a finished run (with a report.json). Received: {name}={str(value)!r}"
