@@ -225,7 +225,8 @@ class HingePGD(DetectorAttack):
 
     Steps go along the gradient itself in every norm, scaled to size 1. Signs of gradients, which are steepest in Linf,
     forget by how much each feature serves the one objective and harms the other: on a linear classifier with a linear
-    detector they stop short of points that this attack finds.
+    detector they stop short of points that this attack finds. It needs many steps where both objectives ask for nearly
+    the same features.
 
     Args: see `DetectorAttack`.
         initial_weight: First weight of the alarm, above 0.
