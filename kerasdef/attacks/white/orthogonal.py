@@ -219,12 +219,14 @@ class OrthogonalPGD(DetectorAttack):
 class HingePGD(DetectorAttack):
     """Climbs gap - weight * max(alarm, 0), with a weight for each sample that is found by bisection.
 
-    Each of `searches` runs begins at x and has `steps` steps. Where the last point of a run fools the classifier and
-    alarms the detector the weight grows, and where it does neither it falls. `lead` is not used.
+    Each of `searches` runs has `steps` steps, and begins where the one before ended. Where the last point of a run
+    alarms the detector the weight grows, and where it neither does that nor fools the classifier the weight falls.
+    `lead` is not used.
 
     Steps go along the gradient itself in every norm, scaled to size 1. Signs of gradients, which are steepest in Linf,
     forget by how much each feature serves the one objective and harms the other: on a linear classifier with a linear
-    detector they stop short of points that this attack finds.
+    detector they stop short of points that this attack finds. It needs many steps where both objectives ask for nearly
+    the same features.
 
     Args: see `DetectorAttack`.
         initial_weight: First weight of the alarm, above 0.
@@ -267,7 +269,6 @@ class HingePGD(DetectorAttack):
         low, high = ops.where(more, weight, state["low"]), ops.where(less, weight, state["high"])
         middle = ops.where(high < np.inf, (low + high) / 2, weight * _GROWTH)
         return state | {
-            "now": select(over, x, state["now"]),
             "weight": ops.where(ops.logical_or(more, less), middle, weight),
             "low": low,
             "high": high,
