@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import multiprocessing
 import os
+import tempfile
 import time
 import traceback
 import typing
@@ -26,7 +27,7 @@ import kerasdef
 from kerasdef import annotations, attacks, backend, goals, losses, norms
 from kerasdef.attacks import FGSM, PGD
 from kerasdef.attacks.by_name import make
-from kerasdef.defenses import Plain
+from kerasdef.defenses import HybridDefense, Plain
 from kerasdef.defenses.detectors import LogitDeviation
 from kerasdef.evaluation import Outcome
 from kerasdef.models.loading import read_keras
@@ -113,6 +114,9 @@ TABLE = {
     # defenses
     "kerasdef.defenses.Plain": {"model": MODEL},
     "kerasdef.defenses.RejectClass": {"model": MODEL},
+    "kerasdef.defenses.AdaptiveWeights": {"members": 2},
+    "kerasdef.defenses.HybridDefense": {"members": [MODEL, OTHER]},
+    "kerasdef.defenses.Runtime": {"defense": HybridDefense([MODEL])},
     "kerasdef.defenses.Smoothed": {"model": MODEL, "sigma": 0.1},
     "kerasdef.defenses.adaptive": {"defense": MODEL, "eps": 0.1},
     "kerasdef.defenses.Adaptive": {"defense": Plain(MODEL), "eps": 0.1},
@@ -191,6 +195,7 @@ OPEN = {
     },
     "kerasdef.losses.get": "in test_losses_of_the_wrong_kind",
     "kerasdef.goals.answered": HANDLES,
+    "kerasdef.goals.mean_of_probabilities": HANDLES,
     "kerasdef.losses.finite": HANDLES,
     "kerasdef.norms.per_sample": HANDLES,
     "kerasdef.norms.flatten": HANDLES,
@@ -268,7 +273,9 @@ OWN = {
 OWN |= {"hybrid": HybridSettings, "evaluate": EvaluateSettings}
 SETTINGS = {f"settings of {name}": cls for name, cls in OWN.items()}
 TABLE["settings of attack"] = TABLE["settings of certify"] = {"model": "m.keras"}
-TABLE["settings of evaluate"] = {"run": "nowhere"}
+FINISHED = Path(tempfile.mkdtemp())  # the folder of a run, as far as settings look
+(FINISHED / "report.json").write_text("{}")
+TABLE["settings of evaluate"] = {"run": FINISHED}
 
 
 def needs(function) -> bool:
