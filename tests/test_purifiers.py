@@ -1,5 +1,6 @@
 """Purifiers: each keeps the contract, is what its reference says, and hides no gradient from an attack."""
 
+import functools
 import inspect
 import io
 
@@ -54,12 +55,14 @@ def some(shape, bounds, seed=0):
     return scaled(x, bounds), scaled(noisy, bounds)
 
 
+@functools.cache  # as below: several tests look at what a training of seconds made
 def autoencoder(bounds, shape):
     x, noisy = some(shape, bounds)
     made = DenoisingAutoencoder(bounds=bounds)
     return made.fit(x, x_adv=noisy, epochs=2, batch_size=16, progress=False)
 
 
+@functools.cache
 def ape_gan(bounds, shape):
     x, noisy = some(shape, bounds)
     return APEGAN(bounds=bounds).fit(noisy, x, epochs=2, batch_size=12, progress=False)
@@ -69,7 +72,7 @@ CASES = {
     "Median": lambda b, _: Median(bounds=b),
     "Median, 3x3": lambda b, _: Median(3, bounds=b),
     "GaussianBlur": lambda b, _: GaussianBlur(0.7, bounds=b),
-    "TotalVariation": lambda b, _: TotalVariation(bounds=b),
+    "TotalVariation": lambda b, _: TotalVariation(steps=4, bounds=b),  # all steps are alike, and take long to compile
     "BitDepth": lambda b, _: BitDepth(3, bounds=b),
     "JPEG": lambda b, _: JPEG(bounds=b),
     "JPEG, of all chrominance": lambda b, _: JPEG(30, subsampling="4:4:4", bounds=b),
@@ -89,7 +92,7 @@ def test_every_exported_purifier_is_among_them():
     exported = {
         name
         for name, value in vars(purifiers).items()
-        if inspect.isclass(value) and issubclass(value, Purifier) and not inspect.isabstract(value)
+        if inspect.isclass(value) and issubclass(value, Purifier) and value is not Purifier
     }
     assert exported == {name.split(",")[0] for name in CASES}
 
@@ -97,7 +100,7 @@ def test_every_exported_purifier_is_among_them():
 @pytest.mark.parametrize("bounds", ["pixels", "signed"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_purifier_does_the_same_in_any_range(name, bounds):
-    shape, x = (8, 8, 3), random((4, 8, 8, 3), 5)
+    shape, x = (9, 10, 3), random((4, 9, 10, 3), 5)
     x = np.round(x * 255) / 255 if name.startswith("JPEG") else x  # levels, which no range rounds otherwise
     plain = of(CASES[name](BOUNDS["unit"], shape), x.astype("float32"))
     found = of(CASES[name](BOUNDS[bounds], shape), scaled(x, BOUNDS[bounds]))
@@ -195,24 +198,32 @@ def test_the_blur_is_that_of_scipy(sigma):
     np.testing.assert_allclose(of(GaussianBlur(sigma), x), wanted, atol=1e-6)
 
 
-def variation(z, smoothing):
+def variation(z, smoothing):  # in float64: in float32 a solver by differences stops halfway
     down, right = np.zeros_like(z), np.zeros_like(z)
     down[:-1], right[:, :-1] = z[1:] - z[:-1], z[:, 1:] - z[:, :-1]
     return np.sqrt(down**2 + right**2 + smoothing**2).sum()
 
 
 def test_total_variation_comes_near_the_minimum_of_its_objective():
-    x, weight, smoothing = random((5, 6)), 0.1, 0.02
+    x, weight, smoothing = random((5, 6)).astype("float64"), 0.1, 0.02
 
     def objective(z):
         z = z.reshape(x.shape)
         return np.square(z - x).sum() / 2 + weight * variation(z, smoothing)
 
     best = optimize.minimize(objective, x.ravel(), method="L-BFGS-B", options={"maxfun": 10**5, "ftol": 1e-14}).x
-    way = np.linalg.norm(best - x.ravel())
-    for steps, part in ((30, 0.01), (200, 0.002)):  # as its docstring says; what the solver reaches
-        found = of(TotalVariation(weight, smoothing=smoothing, steps=steps), x[None, :, :, None]).ravel()
-        assert np.linalg.norm(found - best) < part * way
+    way, rate = np.linalg.norm(best - x.ravel()), 1 - 1 / np.sqrt(1 + 8 * weight / smoothing)
+    left = {}
+    for steps in (3, 10, 30, 40, 100):
+        layer = TotalVariation(weight, smoothing=smoothing, steps=steps)
+        found = of(layer, x[None, :, :, None].astype("float32")).ravel().astype("float64")
+        # Nesterov, theorem 2.2.3, for a function whose second derivative is at least 1
+        bound = rate**steps * (objective(x) - objective(best) + way**2 / 2)
+        assert objective(found) - objective(best) <= bound
+        left[steps] = np.linalg.norm(found - best) / way
+    assert left[30] == pytest.approx(0.03, abs=0.005)  # as its docstring says
+    assert left[40] < 0.01
+    assert left[100] < 1e-4  # what the solver, and float32, reach: 1e-6
 
 
 def test_total_variation_keeps_the_mean_and_constant_images():
@@ -337,8 +348,9 @@ def test_attacked_images_may_have_clean_ones_of_their_own():
         DenoisingAutoencoder().fit(x, x_adv_clean=x, progress=False)
 
 
-def test_a_network_of_ones_own_of_any_size_is_trained_and_saved(tmp_path):
-    network = keras.Sequential([keras.Input((None, None, 1)), layers.Conv2D(1, 3, padding="same")])
+def test_a_network_of_ones_own_of_any_size_is_trained_and_saved():
+    mean = layers.Conv2D(1, 3, padding="same", kernel_initializer=keras.initializers.Constant(1 / 9))
+    network = keras.Sequential([keras.Input((None, None, 1)), mean])
     purifier = DenoisingAutoencoder(network)
     x, noisy = some((8, 8, 1), (0.0, 1.0))
     before = network.get_weights()[0].copy()
