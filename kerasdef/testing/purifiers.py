@@ -26,9 +26,10 @@ def check_purifier(purifier: Purifier, *, shape: tuple[int, ...] = (10, 9, 1)) -
     """Check that a purifier keeps the contract of all purifiers; it takes a few seconds.
 
     Clauses: images keep their shape and stay finite and within the bounds; the answer for an image is the same in any
-    batch, alone or, unless it is a network, none, and compiled; gradients are finite and flow; those of an exact purifier add
-    up, along a short way between smooth images, to what it changes by, those of any other are the gradients of `near`,
-    which is near the purifier there; settings make the purifier again; and a classifier behind it, saved as .keras, answers alike.
+    batch, alone and compiled, and an empty batch, unless weights are learned, stays empty; gradients are finite and
+    flow; those of an exact purifier add up, along a short way through a smooth image, to what it changes by there,
+    those of any other are the gradients of `near`, which is near the purifier there; settings make the purifier again;
+    and a classifier behind it, saved as .keras, answers alike.
 
     Args:
         purifier: A `Purifier`, fitted where it learns.
