@@ -24,6 +24,7 @@ from kerasdef.defenses.purifiers import (
     Purifier,
     TotalVariation,
 )
+from kerasdef.defenses.purifiers.ape_gan import generator
 from kerasdef.defenses.purifiers.autoencoder import denoiser
 from kerasdef.defenses.purifiers.jpeg import CHROMA, DCT, LUMA, quantization_table
 from kerasdef.models.export import export
@@ -58,14 +59,15 @@ def some(shape, bounds, seed=0):
 @functools.cache  # as below: several tests look at what a training of seconds made
 def autoencoder(bounds, shape):
     x, noisy = some(shape, bounds)
-    made = DenoisingAutoencoder(bounds=bounds)
+    made = DenoisingAutoencoder(denoiser(shape, bounds=bounds, width=8), bounds=bounds)
     return made.fit(x, x_adv=noisy, epochs=2, batch_size=16, progress=False)
 
 
 @functools.cache
 def ape_gan(bounds, shape):
     x, noisy = some(shape, bounds)
-    return APEGAN(bounds=bounds).fit(noisy, x, epochs=2, batch_size=12, progress=False)
+    network = generator(shape, bounds=bounds, width=8)
+    return APEGAN(network, bounds=bounds).fit(noisy, x, epochs=2, batch_size=12, progress=False)
 
 
 CASES = {
