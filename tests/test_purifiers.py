@@ -82,10 +82,19 @@ CASES = {
     "APEGAN": ape_gan,
 }
 GIVEN = [("unit", (10, 9, 1)), ("pixels", (9, 10, 3))]  # signed ones are in the test of ranges
+NETWORKS = ("DenoisingAutoencoder", "APEGAN")
 
 
-@pytest.mark.parametrize(("bounds", "shape"), GIVEN)
-@pytest.mark.parametrize("name", CASES)
+def with_each(values):
+    """A name of CASES and each of the values; of a network, all but the first are slow."""
+    for name in CASES:
+        for i, value in enumerate(values):
+            value = value if isinstance(value, tuple) else (value,)
+            marks = pytest.mark.slow if i and name in NETWORKS else ()
+            yield pytest.param(name, *value, marks=marks, id=f"{name}, {value[0]}")
+
+
+@pytest.mark.parametrize(("name", "bounds", "shape"), with_each(GIVEN))
 def test_every_purifier_keeps_the_contract(name, bounds, shape):
     check_purifier(CASES[name](BOUNDS[bounds], shape), shape=shape)
 
@@ -99,15 +108,14 @@ def test_every_exported_purifier_is_among_them():
     assert exported == {name.split(",")[0] for name in CASES}
 
 
-@pytest.mark.parametrize("bounds", ["pixels", "signed"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "bounds"), with_each(["pixels", "signed"]))
 def test_a_purifier_does_the_same_in_any_range(name, bounds):
     shape, x = (9, 10, 3), random((4, 9, 10, 3), 5)
     x = np.round(x * 255) / 255 if name.startswith("JPEG") else x  # levels, which no range rounds otherwise
     plain = of(CASES[name](BOUNDS["unit"], shape), x.astype("float32"))
     found = of(CASES[name](BOUNDS[bounds], shape), scaled(x, BOUNDS[bounds]))
     # float32, and a training of four steps, whose rounding grows
-    tolerance = 2e-3 if name in ("DenoisingAutoencoder", "APEGAN") else 1e-5
+    tolerance = 2e-3 if name in NETWORKS else 1e-5
     low, high = BOUNDS[bounds]
     np.testing.assert_allclose((found - low) / (high - low), plain, atol=tolerance)
 
@@ -330,7 +338,8 @@ def test_the_same_seed_trains_the_same_autoencoder_and_another_seed_another():
     x, noisy = some((8, 8, 1), (0.0, 1.0))
 
     def trained(seed):
-        return of(DenoisingAutoencoder().fit(x, x_adv=noisy, epochs=2, seed=seed, progress=False), noisy)
+        purifier = DenoisingAutoencoder(denoiser((8, 8, 1), width=8))
+        return of(purifier.fit(x, x_adv=noisy, epochs=2, seed=seed, progress=False), noisy)
 
     np.testing.assert_array_equal(trained(1), trained(1))
     assert np.abs(trained(1) - trained(2)).max() > 1e-4
