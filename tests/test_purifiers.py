@@ -85,12 +85,12 @@ GIVEN = [("unit", (10, 9, 1)), ("pixels", (9, 10, 3))]  # signed ones are in the
 NETWORKS = ("DenoisingAutoencoder", "APEGAN")
 
 
-def with_each(values):
-    """A name of CASES and each of the values; of a network, all but the first are slow."""
+def with_each(values, fast=1):
+    """A name of CASES and each of the values; of a network, those after the first `fast` are slow."""
     for name in CASES:
         for i, value in enumerate(values):
             value = value if isinstance(value, tuple) else (value,)
-            marks = pytest.mark.slow if i and name in NETWORKS else ()
+            marks = pytest.mark.slow if i >= fast and name in NETWORKS else ()
             yield pytest.param(name, *value, marks=marks, id=f"{name}, {value[0]}")
 
 
@@ -108,7 +108,7 @@ def test_every_exported_purifier_is_among_them():
     assert exported == {name.split(",")[0] for name in CASES}
 
 
-@pytest.mark.parametrize(("name", "bounds"), with_each(["pixels", "signed"]))
+@pytest.mark.parametrize(("name", "bounds"), with_each(["pixels", "signed"], fast=0))
 def test_a_purifier_does_the_same_in_any_range(name, bounds):
     shape, x = (9, 10, 3), random((4, 9, 10, 3), 5)
     x = np.round(x * 255) / 255 if name.startswith("JPEG") else x  # levels, which no range rounds otherwise
