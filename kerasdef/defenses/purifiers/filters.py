@@ -109,8 +109,8 @@ class TotalVariation(Purifier):
     Args:
         weight: Weight of the variation, above 0; scikit-image's filter of this kind also takes 0.1.
         smoothing: Differences below it count little, above 0, in units of the range of the values.
-        steps: Gradient steps. With weight 0.1 and smoothing 0.02, thirty of them leave less than a hundredth of the way
-            to the minimum.
+        steps: Gradient steps. With weight 0.1 and smoothing 0.02, thirty of them left about 3% of the way to the
+            minimum, forty less than 1%, on an image of random values.
         bounds: `(low, high)`: range of the values of the images.
 
     Call arguments:

@@ -170,8 +170,8 @@ def _spread(side: int, narrow: bool) -> np.ndarray:
 class JPEG(Purifier):
     """What JPEG compression leaves of an image: written at a quality, and read again.
 
-    All of it is computed in the integers of libjpeg with its accurate DCT, so the answer is that of Pillow, bit by bit
-    and on every device. Values are first rounded to 0..255.
+    All of it is computed in the integers of libjpeg with its accurate DCT; on CPUs the answer was that of Pillow, bit
+    by bit, for each size and quality that was tried. Values are first rounded to 0..255.
 
     Rounding and clipping have no useful gradient. In the backward pass they are left out; what remains is linear: the
     color conversion and the DCT cancel with their inverses, and where the chrominance is subsampled it is blurred.

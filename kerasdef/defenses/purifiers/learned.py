@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 
@@ -82,7 +83,7 @@ class LearnedPurifier(Purifier):
     @classmethod
     def from_config(cls, config):
         """Purifier from its settings."""
-        network = config["network"]
+        network = copy.deepcopy(config["network"])  # Keras empties what it reads
         return cls(**{**config, "network": network and keras.saving.deserialize_keras_object(network)})
 
     def _ready(self, name: str, x: np.ndarray) -> np.ndarray:
