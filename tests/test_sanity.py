@@ -20,7 +20,8 @@ from kerasdef.attacks import (
     Transfer,
 )
 from kerasdef.attacks.wrappers.base import Wrapper
-from kerasdef.defenses import HybridDefense, Outputs, Plain, RejectClass, Voting
+from kerasdef.defenses import HybridDefense, Plain, RejectClass, Voting
+from kerasdef.defenses.base import Outputs
 from kerasdef.defenses.detectors import LogitDeviation
 from kerasdef.evaluation import Binarization, Monotone, binarization, monotone, self_check, unbounded
 from kerasdef.evaluation.sanity.binarization import apart
