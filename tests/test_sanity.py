@@ -60,7 +60,16 @@ class Masked(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tests")
-class Blind(LogitDeviation):
+class Rough(LogitDeviation):
+    """A detector of large differences between neighboring values: changes by gradients are rougher than clean images."""
+
+    def call(self, x, logits):
+        down, right = ops.abs(x[:, 1:] - x[:, :-1]), ops.abs(x[:, :, 1:] - x[:, :, :-1])
+        return ops.mean(down, axis=(1, 2, 3)) + ops.mean(right, axis=(1, 2, 3))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Blind(Rough):
     """A detector whose score hides its gradient."""
 
     def call(self, x, logits):
@@ -312,7 +321,7 @@ SHORT = ("answered",)  # the one with most stages; each costs some seconds of co
 @pytest.mark.parametrize("name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_every_defense_can_be_tested(name):
     x, defense = drawn(60), cases()[name]
-    result = binarization(defense, PGD(eps=0.1, steps=20), x, n=6, progress=False)
+    result = binarization(defense, PGD(eps=0.1, steps=20), x, n=6, closeness=0.5, progress=False)  # some have noise
     assert result.n == 6
     assert result.attack_rate >= 5 / 6
     assert not defense.decide(x[result.index]).rejected.any()
@@ -360,7 +369,7 @@ def test_what_lies_beyond_the_radius_does_not_count():
 
 def test_an_attack_without_a_radius_is_given_one():
     x = drawn(12)
-    result = binarization(Plain(linear()), CarliniWagner(), x, eps=0.8, n=6, progress=False)
+    result = binarization(Plain(linear()), CarliniWagner(search=3, steps=50), x, eps=0.8, n=6, progress=False)
     assert result.attack_rate == 1
     with pytest.raises(ValueError, match="`eps` must be given where"):
         binarization(Plain(linear()), CarliniWagner(), x)
@@ -396,11 +405,12 @@ def test_a_right_attack_passes_and_one_that_follows_masked_gradients_fails(digit
 def test_an_attack_that_cannot_see_the_detector_fails_where_one_that_can_passes(digits, digits_model):
     x_train, y_train, x, y = digits
     found = {}
-    for kind in (LogitDeviation, Blind):
-        detector = kind(rate=0.05).fit(digits_model, x_train[:1000], y_train[:1000], valid=x_train[1000:])
+    for kind in (Rough, Blind):
+        detector = kind(rate=0.3).fit(digits_model, x_train[:1000], y_train[:1000], valid=x_train[1000:])
         defense = HybridDefense([digits_model], detector=detector)
-        found[kind] = binarization(defense, APGD(eps=0.3, steps=100), x, y, progress=False)
-    assert found[LogitDeviation].attack_rate > found[Blind].attack_rate
+        found[kind] = binarization(defense, PGD(eps=0.3, steps=20), x, y, progress=False)
+    assert found[Rough].passed
+    assert found[Blind].verdict == "failed"
 
 
 # -- without a bound, and with more --------------------------------------------------------------------------------
