@@ -160,7 +160,7 @@ def binarization(
         closeness: How far the boundary of a head is moved towards the point at the radius that it is surest of, from 0
             (where the regression has it) to below 1 (through the point). 0.999 is that of the authors' scripts; smaller
             values make the test easier, for random points above all: with 0 these often find as much as an attack.
-            Where noise decides, no head is sure of a point at its boundary, and too few images may be left: take 0.5.
+            Where noise decides, no head is sure of a point at its boundary, and too few images may be left: take 0.
         batch_size: Samples that the attack works on at a time.
         seed: All randomness comes from it.
         progress: Show bars; None shows them on a terminal and in notebooks.
