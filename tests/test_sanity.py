@@ -343,6 +343,7 @@ def test_an_attack_made_from_the_defense_is_made_anew_from_the_one_with_binary_h
     assert result.evaluations.min() > 0
 
 
+@pytest.mark.slow
 def test_data_and_defense_may_have_other_ranges():
     x = drawn(14)
     pixels = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(1 / 255), *linear().layers])
@@ -369,10 +370,15 @@ def test_what_lies_beyond_the_radius_does_not_count():
     assert not result.found.any()
 
 
+@pytest.mark.slow
 def test_an_attack_without_a_radius_is_given_one():
     x = drawn(12)
     result = binarization(Plain(linear()), CarliniWagner(), x, eps=0.8, n=6, progress=False)
     assert result.attack_rate == 1
+
+
+def test_a_radius_is_given_where_the_attack_has_none_and_only_there():
+    x = drawn(12)
     with pytest.raises(ValueError, match="`eps` must be given where"):
         binarization(Plain(linear()), CarliniWagner(), x)
     with pytest.raises(ValueError, match="`eps` must be given where"):
