@@ -96,6 +96,7 @@ def self_check(
     *,
     eps: float | None = None,
     n: int = ENOUGH,
+    closeness: float = 0.999,
     batch_size: int = 256,
     seed: int = 0,
     progress: bool | None = None,
@@ -111,6 +112,7 @@ def self_check(
         y: Their labels of shape (m,).
         eps: Radius for the binarization test of an attack that has none.
         n: How many images each check takes. Below 50 the binarization test says nothing.
+        closeness: As in `binarization`.
         batch_size: Samples that the attack works on at a time.
         seed: All randomness comes from it.
         progress: Show bars; None shows them on a terminal and in notebooks.
@@ -140,7 +142,9 @@ def self_check(
     elif norm is None or (radii is None and eps is None):
         skipped.append("There is no binarization test without a norm and a radius.")
     else:
-        binary = binarization(defense, attack, x, y, eps=eps if radii is None else None, n=n, **options)
+        binary = binarization(
+            defense, attack, x, y, eps=eps if radii is None else None, n=n, closeness=closeness, **options
+        )
     attack, x, y = attack.rows(np.arange(min(n, len(x))), len(x)), x[:n], y[:n]
     left = robust(defense, attack, x, y, batch_size, seed, progress)
     free = unbounded(defense, attack, x, y, **options)
