@@ -11,7 +11,7 @@ import keras
 from kerasdef.annotations import checked
 from kerasdef.datasets import Dataset
 from kerasdef.datasets import load as load_dataset
-from kerasdef.defenses import Defense, Plain, RejectClass
+from kerasdef.defenses import Defense, Plain, RejectClass, adaptive
 from kerasdef.defenses.loading import Loaded, load_model, read_keras, test_images
 from kerasdef.evaluation import Images, Plan, Planned
 from kerasdef.evaluation import evaluate as carried_out
@@ -95,12 +95,15 @@ class _Judge:
     def all(self) -> Judged:
         """Attack, ask, report."""
         s, pieces = self.s, Store(self.s.out, self.record())
+        if s.parts is not None:  # before work starts
+            adaptive(self.defense, eps=self.eps, parts=s.parts)
         images, outcomes, flags = self.images(pieces), [], []
         names = {**self.members, self.name: self.defense} if s.adaptive else {self.name: self.defense}
         for name, model in names.items():
             planned = {}
             if s.adaptive:
                 options = {"seed": s.seed, "bounds": self.data.bounds}
+                options |= {} if s.parts is None else {"parts": s.parts}
                 planned = {"adaptive": attacker(name, model, self.data.x_test[self.rows], self.eps, s.steps, **options)}
             plan = Plan(name, self.rows, paper=images, adaptive=planned)
             found = carried_out(model, self.data, plan, pieces, progress=s.progress)

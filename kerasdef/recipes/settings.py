@@ -87,6 +87,16 @@ def several(name: str, text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _parts(name: str, value) -> tuple[str, ...] | None:
+    """Return names of groups of parts; the attack itself knows which there are."""
+    if value is None:
+        return None
+    value = (value,) if isinstance(value, str) else sequence(name, value)
+    if not value or not all(isinstance(part, str) for part in value):
+        raise ValueError(f"`{name}` must name groups of parts, or be None. Received: {name}={annotations.shown(value)}")
+    return tuple(value)
+
+
 # -- fields that recipes share ------------------------------------------------------------------------------------
 
 
@@ -238,6 +248,13 @@ class EvaluateSettings(RunSettings):
         help="The Linf radius in units of the data, such as 8/255 or 0.3. By default that of the run.",
     )
     steps: int = setting(100, check=checks.positive_int, help="The number of steps of the adaptive attacks.")
+    parts: Sequence[str] | str | None = setting(
+        None,
+        check=_parts,
+        read=several,
+        help="The groups of parts of the adaptive attack that are run, as `kerasdef.adaptive` names them, on the "
+        "command line separated by commas. By default all; fewer make a weaker attack, and the manifest says so.",
+    )
     autoattack: bool = setting(
         True,
         check=switch,
