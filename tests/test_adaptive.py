@@ -199,7 +199,8 @@ def test_an_attack_that_ignores_the_detector_is_flagged_where_adaptive_is_not(sc
 SOME = ("noise", "apgd-margin", "square", "members", "base")
 
 
-@pytest.mark.parametrize("groups", [SOME, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [SOME, None])
 def test_it_is_never_weaker_than_any_of_its_parts_and_the_manifest_names_each(digits, guarded, digits_model, groups):
     x_train, y_train, _, _ = digits
     _, x, y = guarded
@@ -281,6 +282,7 @@ def test_a_callable_is_attacked_by_its_outputs_and_by_a_net_that_learns_them():
     assert any("outputs" in row.not_attacked for row in attack.manifest)
 
 
+@pytest.mark.slow
 def test_a_substitute_alone_breaks_a_model_without_gradients():
     model, x, y = small()
     images = keras.Input((16,))
@@ -336,6 +338,7 @@ def noisy():
     return Plain(keras.Model(images, model(Noise(0.1)(images)))), x, y
 
 
+@pytest.mark.slow
 def test_a_random_defense_is_attacked_over_draws(noisy):
     defense, x, y = noisy
     attack = kerasdef.adaptive(defense, eps=0.1, steps=5, draws=4, parts=("apgd-margin", "fab"))

@@ -156,7 +156,7 @@ class OfTheBatch(LogitDeviation):
 
 
 @keras.saving.register_keras_serializable("tests")
-class Forgetful(LogitDeviation):
+class ForgetfulDetector(LogitDeviation):
     """Its configuration does not say how deviations are reduced."""
 
     def get_config(self):
@@ -168,7 +168,7 @@ class Forgetful(LogitDeviation):
     [
         (Blind, "gradients flow"),
         (OfTheBatch, "the same for batch_size"),
-        (lambda: Forgetful(reduce="mean"), "a copy scores alike"),
+        (lambda: ForgetfulDetector(reduce="mean"), "a copy scores alike"),
     ],
 )
 def test_the_contract_finds_what_is_wrong(make, clause, digits_model, split, attacked):

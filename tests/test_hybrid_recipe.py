@@ -112,6 +112,7 @@ def section(report, name):
 # -- what is trained ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_member_is_what_the_robust_recipe_trains_in_stages_with_its_seed(run, parts):
     result, _ = run
     same = ("eps", "epochs", "batch_size", "learning_rate", "autoattack", "radii", "steps", "shares")
@@ -124,6 +125,7 @@ def test_a_member_is_what_the_robust_recipe_trains_in_stages_with_its_seed(run, 
     assert not np.allclose(result.members[1].get_weights()[-1], result.undefended.get_weights()[-1])
 
 
+@pytest.mark.slow
 def test_the_threshold_is_that_of_images_that_nothing_else_has_seen(run, parts):
     model, held = run[0].model, parts.calibrating
     assert len(held) == 60
@@ -132,6 +134,7 @@ def test_the_threshold_is_that_of_images_that_nothing_else_has_seen(run, parts):
     assert model.detector.flags(held).sum() == 60 - np.ceil(61 * 0.9)  # split conformal: a score of these
 
 
+@pytest.mark.slow
 def test_the_weights_follow_the_accuracy_on_clean_and_attacked_validation_images(run, parts):
     result, folder = run
     d = parts.choosing
@@ -149,6 +152,7 @@ def test_the_weights_follow_the_accuracy_on_clean_and_attacked_validation_images
     assert np.mean(right, axis=0)[1] < np.mean(right, axis=0)[0]
 
 
+@pytest.mark.slow
 def test_all_parts_are_in_the_defense(run):
     result, _ = run
     model = result.model
@@ -161,6 +165,7 @@ def test_all_parts_are_in_the_defense(run):
     assert all(len(h["loss"]) == 6 for h in result.history.values())
 
 
+@pytest.mark.slow
 def test_what_it_says_and_what_its_files_say_is_the_same(run, data):
     result, folder = run
     x, y = data[2], data[3]
@@ -177,6 +182,7 @@ def test_what_it_says_and_what_its_files_say_is_the_same(run, data):
 # -- how it is judged ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_model_stands_in_both_columns_and_the_members_met_the_same_attacks(run):
     report = run[0].report
     assert report.models == ["undefended", "member1", "member2", "ensemble", "hybrid"]
@@ -196,6 +202,7 @@ def test_every_model_stands_in_both_columns_and_the_members_met_the_same_attacks
     assert report.outcome("hybrid", "cw").radius is None
 
 
+@pytest.mark.slow
 def test_the_account_holds_the_numbers_of_the_report(run, data):
     result, _ = run
     report, account = result.report, section(result.report, "accounting")
@@ -214,6 +221,7 @@ def test_the_account_holds_the_numbers_of_the_report(run, data):
     assert sum(k.startswith("transfer from the base") for k in said) == 2
 
 
+@pytest.mark.slow
 def test_the_manifest_says_what_each_part_of_the_attack_broke(run):
     report = run[0].report
     rows = section(report, "manifest").rows
@@ -226,6 +234,7 @@ def test_the_manifest_says_what_each_part_of_the_attack_broke(run):
     assert any("left out" in row["not_attacked"] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_prediction_is_shown_and_is_no_result(run):
     report = run[0].report
     cost = section(report, "latency")
@@ -287,6 +296,7 @@ def test_only_images_that_were_right_before_count_as_fooled():
     np.testing.assert_array_equal(accounting.succeeded(before, after), [False, True])
 
 
+@pytest.mark.slow
 def test_other_detectors_stand_beside_on_the_same_images(run, parts):
     result, d = run[0], parts.data
     x = d.x_test
@@ -307,6 +317,7 @@ def test_other_detectors_stand_beside_on_the_same_images(run, parts):
 # -- it goes on, and is the same ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_with_what_is_there_and_ends_the_same(run, data, tmp_path, monkeypatch):
     result, _ = run
@@ -392,6 +403,7 @@ def test_data_that_are_no_images_are_refused(refusal_of):
 # -- the command line ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_evaluate_judges_the_defense_of_a_run_and_each_member(run, data, tmp_path):
     _, folder = run

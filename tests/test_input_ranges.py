@@ -27,9 +27,12 @@ from kerasdef.attacks import (
     Cycled,
     DeepFool,
     GradientAttack,
+    HingePGD,
     HopSkipJump,
+    OrthogonalPGD,
     Quantized,
     Restarts,
+    SelectivePGD,
     Square,
     Targeted,
     Transfer,
@@ -55,6 +58,9 @@ def _make(name, span, model):
         "NIM": lambda: NIM(**gradient),
         "APGD": lambda: APGD(**gradient),
         "APGD-l1": lambda: APGD(eps=2.0 * span, norm="l1", bounds=bounds, steps=8),
+        "OrthogonalPGD": lambda: OrthogonalPGD(**gradient),
+        "SelectivePGD": lambda: SelectivePGD(**gradient),
+        "HingePGD": lambda: HingePGD(**gradient),
         "FAB": lambda: FAB(steps=8, bounds=bounds),
         "FAB-l1": lambda: FAB(norm="l1", steps=8, bounds=bounds),
         "DeepFool": lambda: DeepFool(bounds=bounds),
@@ -83,8 +89,9 @@ CHECKED = [
     *("GradientAttack", "FGSM", "BIM", "PGD", "PGD-l2", "PGD-l1", "MIM", "NIM", "APGD", "APGD-l1", "FAB", "FAB-l1"),
     *("DeepFool", "FMN", "FMN-l2", "CarliniWagner", "CarliniWagnerLinf", "GMA", "Square", "Square-l2", "HopSkipJump"),
     *("NES", "SPSA", "ZOO", "AutoAttack", "WorstOf", "Restarts", "Targeted", "Cycled", "Quantized", "Transfer"),
+    *("OrthogonalPGD", "SelectivePGD", "HingePGD"),
 ]
-ABSTRACT = {"Attack", "StepAttack", "QueryAttack", "GradientFreeAttack", "Wrapper"}
+ABSTRACT = {"Attack", "DetectorAttack", "StepAttack", "QueryAttack", "GradientFreeAttack", "Wrapper"}
 
 
 def test_every_exported_attack_is_in_the_table():

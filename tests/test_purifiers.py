@@ -157,7 +157,7 @@ class Far(Untold):
 
 
 @keras.saving.register_keras_serializable("tests")
-class Forgetful(GaussianBlur):
+class ForgetfulBlur(GaussianBlur):
     """Does not note its width."""
 
     def get_config(self):
@@ -182,7 +182,7 @@ class Crooked(GaussianBlur):
         (Social(), "the same in a batch of"),
         (Untold(), "rule: says what stands in"),
         (Far(), "`near` is near"),
-        (Forgetful(0.5), "settings make it again"),
+        (ForgetfulBlur(0.5), "settings make it again"),
         (Crooked(1.0), "exact gradients are the slopes"),
     ],
 )

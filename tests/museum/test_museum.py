@@ -37,7 +37,7 @@ PIECES = {
     "trapdoor": (0.8, {"likeness": "uncorrelated gradient"}),
     "noisy": (0.7, {}),
 }
-QUICK = ("stopped", "thermometer", "scaled", "shuffled")
+QUICK = ("stopped", "thermometer")
 
 
 def decided(model):
