@@ -120,6 +120,7 @@ def test_a_step_of_orthogonal_pgd_is_at_a_right_angle_to_the_other_gradient(fool
     assert (moved @ climbed > 0).all()
 
 
+@pytest.mark.slow
 def test_of_all_fooling_points_the_one_with_the_lowest_alarm_is_returned(guarded):
     defense, x, y = guarded
     model, goal = defense.surface()
@@ -267,6 +268,7 @@ def test_evaluate_and_a_run_that_goes_on_know_it_as_an_attack_of_parts(tmp_path)
     assert list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_callable_is_attacked_by_its_outputs_and_by_a_net_that_learns_them():
     model, x, y = small()
 

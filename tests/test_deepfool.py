@@ -32,6 +32,7 @@ def test_a_linear_model_takes_one_step():
     np.testing.assert_array_equal(found.evaluations, 1)
 
 
+@pytest.mark.slow
 def test_fewer_candidates_find_a_boundary_that_may_be_further():
     oracle, x, y = linear(10, n=60)
     lengths = [

@@ -535,6 +535,7 @@ def test_on_a_full_disk_the_path_is_named_what_was_finished_is_kept_and_the_run_
     assert made == ["small", "large", "large"]
 
 
+@pytest.mark.slow
 def test_an_attack_on_a_full_disk_keeps_no_state_and_says_so_and_ends_with_one_line(tmp_path, refused, every_step):
     linear().save(tmp_path / "m.keras")
     words = ["attack", tmp_path / "m.keras", "--attack", "pgd", "--eps", "0.1", "--n", "300", "--out", tmp_path / "out"]

@@ -133,6 +133,7 @@ def test_what_does_not_fit_is_refused(changes, named):
         NoiseTraining(**{"model": linear(), "sigma": 0.1} | changes)
 
 
+@pytest.mark.slow
 def test_training_under_noise_gains_certified_accuracy(digits):
     x, y, x_test, y_test = digits
     found = {}

@@ -410,6 +410,7 @@ def test_a_right_attack_passes_and_one_that_follows_masked_gradients_fails(digit
     assert with_queries.attack_rate == 1  # it needs no gradients
 
 
+@pytest.mark.slow
 def test_an_attack_that_cannot_see_the_detector_fails_where_one_that_can_passes(digits, digits_model):
     x_train, y_train, x, y = digits
     found = {}

@@ -58,7 +58,10 @@ TRAINERS = {
 }
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+SELDOM = ("bilateral", "several")  # what they add is saved as in the others
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SELDOM else n for n in TRAINERS])
 def test_a_checkpoint_of_every_trainer_is_loaded_and_goes_on_as_the_one_that_was_saved(name, tmp_path):
     trainer = TRAINERS[name]()
     softmax = name == "softmax"
