@@ -272,6 +272,8 @@ def test_onnx_runtime_decides_as_the_live_defense(members, detector, tmp_path):
     export(defense, file, to="onnx")  # in the place of an earlier one
     with pytest.raises(ValueError, match="must draw no random numbers"):
         export(HybridDefense(members, sigma=0.1, repair="always"), tmp_path / "noisy.onnx", to="onnx")
+    dropping = keras.Sequential([keras.Input(SHAPE), layers.Flatten(), layers.Dropout(0.5), layers.Dense(K)])
+    export(HybridDefense([dropping]), tmp_path / "dropping.onnx", to="onnx")  # it draws in training only
     (tmp_path / "other.onnx").write_bytes(b"mine")
     with pytest.raises(ValueError, match="was not exported by kerasdef"):
         export(defense, tmp_path / "other.onnx", to="onnx")
