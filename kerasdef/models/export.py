@@ -157,7 +157,11 @@ def _write_onnx(model: keras.Model, path: Path, bounds: tuple[float, float], fac
 def _run_onnx(path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has classes of its own for each of its errors
+        said = str(error).rpartition("Error ")[2]
+        raise ValueError(f"`model` must be made of operations that ONNX has. Received: {said}") from error
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"images": x}), strict=True))
 
