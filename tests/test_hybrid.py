@@ -227,6 +227,7 @@ nothing = update(images=tf.fill(x.shape, float("nan")), labels=y)
 moved = update(images=x, labels=y)
 last = {k: v.numpy() for k, v in predict(images=x).items()}
 np.savez(sys.argv[3], before=before["probabilities"], after=last["probabilities"], first=nothing["weights"],
+         still=nothing["threshold"],
          weights=moved["weights"], threshold=moved["threshold"])
 """
 
@@ -250,6 +251,7 @@ def test_a_served_defense_predicts_updates_and_predicts(members, detector, tmp_p
     found = np.load(tmp_path / "out.npz")
     np.testing.assert_allclose(found["before"], defense.decide(x).probabilities, atol=1e-5)
     np.testing.assert_allclose(found["first"], np.full(3, 1 / 3), atol=1e-6)  # images of NaN teach nothing
+    assert found["still"] == np.float32(detector.threshold)
     detector.threshold.assign(float(detector.span[1]))
     here = defense.update(x, y)
     np.testing.assert_allclose(found["weights"], here["weights"], atol=1e-5)

@@ -224,7 +224,8 @@ class HybridDefense(Defense):
         weighted.update(log_p, y, ops.cast(known, "float32"))
         now = {"weights": ops.convert_to_tensor(weighted.weight)}
         if detector is not None:
-            detector.follow(excess * detector.spread + detector.threshold)
+            scores = excess * detector.spread + detector.threshold
+            detector.follow(scores, counts=ops.cast(valid, "float32"))
             now["threshold"] = ops.convert_to_tensor(detector.threshold)
         return now
 

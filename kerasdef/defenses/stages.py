@@ -9,7 +9,6 @@ from keras import ops
 from kerasdef import backend
 from kerasdef import random as draws_of
 from kerasdef.defenses.base import Members
-from kerasdef.models.guard import MOST, finite
 
 
 class Stages(keras.layers.Layer):
@@ -53,7 +52,6 @@ class Stages(keras.layers.Layer):
         log_p, excess = ops.log_softmax(logits, axis=-1), None
         if self.detector is not None:
             excess = self.detector.excess(x, logits)
-            excess = ops.where(finite(excess), excess, MOST)
         return log_p if self.sure is None else self._joined(x, log_p, excess), excess
 
     def _joined(self, x, first, excess):

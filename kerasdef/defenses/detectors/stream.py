@@ -17,7 +17,7 @@ from __future__ import annotations
 from keras import ops
 
 
-def followed(threshold, scores, rate: float, spread, span, step: float):
+def followed(threshold, scores, rate: float, spread, span, step: float, counts=None):
     """The threshold after a batch of scores.
 
     Args:
@@ -27,6 +27,7 @@ def followed(threshold, scores, rate: float, spread, span, step: float):
         spread: Standard deviation of clean scores, of shape ().
         span: Lowest and highest threshold that are allowed, the first and the last of shape (3,).
         step: Size of a move, in standard deviations of clean scores.
+        counts: How much each score counts, of shape (n,), from 0 to 1; None counts all.
 
     Returns:
         Tensor of shape (), float32.
@@ -35,6 +36,6 @@ def followed(threshold, scores, rate: float, spread, span, step: float):
     threshold, spread, span = (ops.convert_to_tensor(v) for v in (threshold, spread, span))
     passed = ops.logical_and(ops.isfinite(scores), scores <= threshold)
     flagged = ops.cast(ops.logical_not(passed), "float32")
-    n = ops.maximum(ops.cast(ops.shape(scores)[0], "float32"), 1.0)
-    moved = threshold + step * spread * ops.sum(flagged - rate) / n
+    counts = ops.ones_like(scores) if counts is None else ops.cast(counts, "float32")
+    moved = threshold + step * spread * ops.sum(counts * (flagged - rate)) / ops.maximum(ops.sum(counts), 1.0)
     return ops.clip(moved, span[0], span[2])

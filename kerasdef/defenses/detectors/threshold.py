@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import keras
 import numpy as np
@@ -35,9 +36,9 @@ class Thresholded:
     span: keras.Variable
     fitted: keras.Variable
 
+    @abstractmethod
     def scores(self, x: np.ndarray, *, batch_size: int = 512) -> np.ndarray:
         """Scores of images, of shape (n,), float32."""
-        raise NotImplementedError
 
     @checked
     def calibrate(self, x: np.ndarray, *, rate: float | None = None):
@@ -81,7 +82,7 @@ class Thresholded:
         return ~(np.isfinite(scores) & (scores <= float(self.threshold.value)))
 
     @checked
-    def follow(self, scores: Tensor, *, step: float = 0.05) -> None:
+    def follow(self, scores: Tensor, *, step: float = 0.05, counts: Tensor | None = None) -> None:
         """Move the threshold with the scores of traffic, within its bound; see `kerasdef.defenses.detectors.stream`.
 
         It can be called with arrays, and inside a program that is being traced. Before `fit` there is nothing that it
@@ -90,12 +91,14 @@ class Thresholded:
         Args:
             scores: Scores of inputs that came in, of shape (n,), in the order of the calls.
             step: How far one call moves the threshold, in standard deviations of clean scores, if all are flagged.
+            counts: How much each score counts, of shape (n,): 1, or 0 for one that is no image of the data. None
+                counts all.
         """
         checks.real("step", step, low=0.0)
         scores = ops.convert_to_tensor(scores)
         if len(scores.shape) != 1:
             raise ValueError(f"`scores` must be of shape (n,). Received: shape={tuple(scores.shape)}")
-        self.threshold.assign(followed(self.threshold, scores, self.rate, self.spread, self.span, step))
+        self.threshold.assign(followed(self.threshold, scores, self.rate, self.spread, self.span, step, counts))
 
     def reset(self) -> None:
         """Put the threshold back to that of the calibration."""
@@ -118,9 +121,9 @@ class Thresholded:
             )
         self.threshold.assign(threshold)
 
+    @abstractmethod
     def check_fitted(self) -> None:
         """Raise unless the detector was fitted."""
-        raise NotImplementedError
 
 
 def checked_rate(rate) -> float:
